@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from thrifty.decoding.controller import Controller
-from thrifty.decoding.loop import decode
+from thrifty.decoding.loop import Plan, decode
 from thrifty.decoding.probe import entropy
 from thrifty.decoding.row import Row
 from thrifty.models import load_model
@@ -43,7 +43,7 @@ def ours(model: TorchModel, problems: list[Problem], batch: int, limit: int, con
     """Decode with this library; return the tokens written."""
     settings = Settings(max_tokens=limit, batch_size=batch, answer_reserve=0, loop_stop=False)
     traces = decode(
-        model, jobs_for(problems, 1), settings, lambda job: (model.render(job.problem.messages), controllers), "speed"
+        model, jobs_for(problems, 1), settings, lambda job: Plan(model.render(job.problem.messages), controllers), "speed"
     )
     return sum(trace.usage.generated for trace in traces)
 

@@ -8,6 +8,7 @@ a model's own slip would, and whose own digits are marked so that they are never
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 
@@ -38,6 +39,15 @@ class Scratch:
             value = self.rng.choice([v for v in options if v >= 0 and v != value] or [value + 1])
         self.pieces.append((str(value), not slipped))
         return value
+
+    def choose(self, text: str, wrong: Sequence[str]) -> str:
+        """Write one elementary result that is no number and return it; a slip writes one of ``wrong`` instead."""
+        slipped = self.results == self.slip_at and bool(wrong)
+        self.results += 1
+        if slipped:
+            text = self.rng.choice(wrong)
+        self.pieces.append((text, not slipped))
+        return text
 
     def _conclude(self, digits: list[int], negative: bool = False) -> int:
         value = int("".join(str(d) for d in reversed(digits)))
@@ -115,3 +125,37 @@ class Scratch:
                 total = self.add(total, row)
         assert total is not None
         return total
+
+    def divide(self, a: int, b: int) -> int:
+        """Write ``a / b`` (``b`` positive) as long division and return the quotient, dropping the remainder.
+
+        A one-digit divisor needs one equation a column, ``17/3=5 r 2``; a longer one needs the product and the
+        difference written out. After a slip the working goes on: a rest that would be negative counts as none.
+        """
+        digits, rest = "", 0
+        for column in str(a):
+            rest = 10 * rest + int(column)
+            if rest < b and not digits:  # no leading zeros
+                continue
+            if b < 10:
+                self.write(", " if digits else "")
+            self.write(f"{rest}/{b}=")
+            quotient = min(self.result(min(rest // b, 9)), 9)
+            digits += str(quotient)
+            if b < 10:
+                self.write(" r ")
+                rest = self.result(rest % b)
+                continue
+            if not quotient:
+                self.write("\n")
+                continue
+            self.write(f", {b}*{quotient}: ")
+            product = self.times_digit(b, quotient)
+            if product >= rest:
+                rest = 0
+            else:
+                self.write(f"{rest}-{product}: ")
+                rest = self.subtract(rest, product)
+        value = int(digits or "0")
+        self.write(f"{' ' if b < 10 and digits else f'{a}/{b} '}-> {value}\n")
+        return value

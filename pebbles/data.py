@@ -6,17 +6,22 @@ Document ``i`` is a function of ``(seed, i)`` alone, so a run resumes by its doc
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import reasoning_gym
 import torch
-from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from teacher import Lesson, Pieces, completion, lesson
+from families import FAMILIES
+from lesson import Lesson
+from teacher import FORMATS, Pieces
+from thrifty.models.formats import FORMAT_PROMPTS
+from thrifty.tasks.mix import LEVELS
 from thrifty.tasks.splits import split_of
 
 SPECIAL_TOKENS = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<think>", "</think>"]
@@ -27,17 +32,28 @@ CHAT_TEMPLATE = (
     "<think>\n</think>\n\n{% else %}<think>\n{% endif %}{% endif %}"
 )
 
-CURRICULUM: list[tuple[str, float, dict[str, Any]]] = [
-    ("chain_sum", 0.30, {"min_terms": 2, "max_terms": 4, "min_digits": 1, "max_digits": 2}),
-    ("products", 0.30, {"min_digits": 1, "max_digits": 2}),
-    ("leg_counting", 0.20, {"min_animals": 2, "max_animals": 3, "max_instances": 15}),
-    ("gcd", 0.20, {"max_value": 100}),
-]
+FAMILY_WEIGHTS = {
+    "chain_sum": 3,
+    "products": 4,
+    "leg_counting": 3,
+    "gcd": 4,
+    "simple_equations": 4,
+    "letter_counting": 3,
+    "number_sorting": 2,
+    "gsm_symbolic": 6,
+    "knights_knaves": 4,
+}
+LEVEL_WEIGHTS = {"easy": 3, "default": 5, "hard": 2}
+FORMAT_WEIGHTS = {"long": 10, "short": 4, "direct": 2, "plan": 2, "code": 2}
+CONTEXT = 2048
 TRAIN_SEED_BASE = 2**31
+ITEMS = 1_000_000  # of each family and level; an item's seed is the base and its index
 
 
-def prompt_of(question: str) -> str:
-    return f"<|user|>{question}<|end|>\n<|assistant|><think>\n"
+def prompt_of(question: str, system: str = "") -> str:
+    """Return what `CHAT_TEMPLATE` makes of a question."""
+    instruction = f"<|system|>{system}<|end|>\n" if system else ""
+    return f"{instruction}<|user|>{question}<|end|>\n<|assistant|><think>\n"
 
 
 class Documents:
@@ -45,32 +61,45 @@ class Documents:
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
-        base = TRAIN_SEED_BASE + seed * 1_000_000
+        base = TRAIN_SEED_BASE + seed * ITEMS
         self.sources = {
-            name: reasoning_gym.create_dataset(name, seed=base, size=10**9, **options)
-            for name, _, options in CURRICULUM
+            (level, family): reasoning_gym.create_dataset(family, seed=base, size=ITEMS, **options)
+            for level in LEVEL_WEIGHTS
+            for family, options in LEVELS[level].items()
         }
 
     def lesson(self, index: int) -> tuple[Lesson, random.Random]:
         """Draw the lesson of one document, skipping every question of the test split."""
         rng = random.Random(f"{self.seed}:{index}")
-        name = rng.choices([c[0] for c in CURRICULUM], weights=[c[1] for c in CURRICULUM])[0]
         while True:
-            item = self.sources[name][rng.randrange(10**9)]
+            family = _draw(rng, FAMILY_WEIGHTS)
+            level = _draw(rng, {name: weight for name, weight in LEVEL_WEIGHTS.items() if family in LEVELS[name]})
+            item: dict[str, Any] = self.sources[level, family][rng.randrange(ITEMS)]
             if split_of(item["question"]) == "train":
-                return lesson(name, item), rng
+                lesson = FAMILIES[family](item)
+                if len(lesson.routes) > 1:  # a word problem that is beyond its family has the reference words only
+                    return lesson, rng
 
     def pieces(self, index: int) -> Pieces:
-        chosen, rng = self.lesson(index)
-        return [(prompt_of(chosen.question), False), *completion(chosen, rng)]
+        """Write one document: the prompt, which is never a target, and what follows it."""
+        lesson, rng = self.lesson(index)
+        format = _draw(rng, FORMAT_WEIGHTS)
+        silent = format == "long" and rng.random() < 0.8
+        system = "" if silent else FORMAT_PROMPTS[format]
+        return [(prompt_of(lesson.question, system), False), *FORMATS[format](lesson, rng)]
 
 
-def train_tokenizer(documents: Documents, vocab_size: int = 640, sample: int = 8000) -> Tokenizer:
+def _draw(rng: random.Random, weights: dict[str, int]) -> str:
+    return rng.choices(list(weights), weights=list(weights.values()))[0]
+
+
+def train_tokenizer(documents: Documents, vocab_size: int = 1024, sample: int = 12_000) -> Tokenizer:
     """Train a small byte-level BPE in which every digit is a token of its own."""
     tokenizer = Tokenizer(BPE())
+    word = Regex(r" ?[A-Za-z]+|\d|\n+| ?[^\sA-Za-z\d]+ ?|\s")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(_WORD, behavior="isolated"),
+            pre_tokenizers.Split(word, behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -86,15 +115,6 @@ def train_tokenizer(documents: Documents, vocab_size: int = 640, sample: int = 8
     return tokenizer
 
 
-def _word_pattern() -> Any:
-    from tokenizers import Regex
-
-    return Regex(r" ?[A-Za-z]+|\d|\n+| ?[^\sA-Za-z\d]+ ?|\s")
-
-
-_WORD = _word_pattern()
-
-
 def encode(tokenizer: Tokenizer, pieces: Pieces) -> tuple[list[int], list[bool]]:
     """Tokenise a document; a token is a target when all its characters are."""
     text = "".join(t for t, _ in pieces)
@@ -105,32 +125,43 @@ def encode(tokenizer: Tokenizer, pieces: Pieces) -> tuple[list[int], list[bool]]
     return encoding.ids, [all(flags[a:b]) for a, b in encoding.offsets]
 
 
-def batches(
-    documents: Documents, tokenizer: Tokenizer, tokens: int, start: int = 0, pool: int = 1024
-) -> Iterator[tuple[Tensor, Tensor, int]]:
-    """Yield ``(ids, targets, next document)``; documents of like length share a batch of ``tokens`` tokens.
+Batch = tuple[Tensor, Tensor]
 
-    ids and targets are ``(batch, time)`` int64, padded on the right; targets are -100 where nothing is learned.
-    ``next document`` is where a resumed run begins: whole pools only.
+
+class Pools(Dataset[list[Batch]]):
+    """Pool ``p`` is the batches of ``size`` consecutive documents, sorted so that like lengths share a batch.
+
+    A batch is ids and targets, ``(batch, time)`` int64 of at most ``tokens`` tokens, padded on the right;
+    targets are -100 where nothing is learned. Documents longer than the context are left out.
     """
-    while True:
-        encoded = sorted(
-            (encode(tokenizer, documents.pieces(i)) for i in range(start, start + pool)), key=lambda e: len(e[0])
-        )
-        start += pool
+
+    def __init__(self, seed: int, tokenizer: str, tokens: int, size: int = 1024) -> None:
+        self.seed, self.tokenizer, self.tokens, self.size = seed, tokenizer, tokens, size
+
+    def __getitem__(self, pool: int) -> list[Batch]:
+        documents, tokenizer = _documents(self.seed), _tokenizer(self.tokenizer)
+        pieces = (documents.pieces(i) for i in range(pool * self.size, (pool + 1) * self.size))
+        encoded = sorted((e for p in pieces if len((e := encode(tokenizer, p))[0]) <= CONTEXT), key=lambda e: len(e[0]))
         groups: list[list[tuple[list[int], list[bool]]]] = [[]]
         for item in encoded:
-            if groups[-1] and len(item[0]) * (len(groups[-1]) + 1) > tokens:
+            if groups[-1] and len(item[0]) * (len(groups[-1]) + 1) > self.tokens:
                 groups.append([])
             groups[-1].append(item)
-        random.Random(start).shuffle(groups)
-        for position, group in enumerate(groups):
-            width = max(len(ids) for ids, _ in group)
-            ids = torch.zeros(len(group), width, dtype=torch.int64)
-            targets = torch.full((len(group), width), -100)
-            for row, (tokens_, flags) in enumerate(group):
-                n = len(tokens_)
-                ids[row, :n] = torch.tensor(tokens_)
-                wanted = torch.tensor(flags[1:])
-                targets[row, : n - 1] = torch.where(wanted, ids[row, 1:n], -100)
-            yield ids, targets, start if position + 1 == len(groups) else start - pool
+        random.Random(pool).shuffle(groups)
+        return [_collate(group) for group in groups]
+
+
+# Per process: a worker makes them once, and neither has to be sent to it.
+_documents = cache(Documents)
+_tokenizer = cache(Tokenizer.from_file)
+
+
+def _collate(group: list[tuple[list[int], list[bool]]]) -> Batch:
+    width = max(len(ids) for ids, _ in group)
+    ids = torch.zeros(len(group), width, dtype=torch.int64)
+    targets = torch.full((len(group), width), -100)
+    for row, (tokens, flags) in enumerate(group):
+        n = len(tokens)
+        ids[row, :n] = torch.tensor(tokens)
+        targets[row, : n - 1] = torch.where(torch.tensor(flags[1:]), ids[row, 1:n], -100)
+    return ids, targets

@@ -137,8 +137,8 @@ class Network(nn.Module):
         return hidden
 
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean cross-entropy in nats over positions whose target is not -100."""
+        """Return the summed cross-entropy in nats over positions whose target is not -100."""
         hidden = self(ids)
         chosen = targets != -100  # the vocabulary projection is spent only where there is a target
         logits = F.linear(hidden[chosen], self.model.embed_tokens.weight)
-        return F.cross_entropy(logits.float(), targets[chosen])
+        return F.cross_entropy(logits.float(), targets[chosen], reduction="sum")

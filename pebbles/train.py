@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
+from torch import Tensor
+from torch.utils.data import DataLoader
 
-from data import CHAT_TEMPLATE, Documents, batches, train_tokenizer
+from data import CHAT_TEMPLATE, Documents, Pools, train_tokenizer
 from network import Network, Shape
 
 
@@ -57,11 +61,57 @@ def export(network: Network, tokenizer: Tokenizer, out: Path) -> None:
 
 @dataclass
 class Progress:
-    """How far a run is: tokens trained on (padding counted), the next document, seconds of training."""
+    """How far a run is: tokens trained on (padding counted), the next pool of documents, seconds of training."""
 
     tokens: int = 0
-    document: int = 0
+    pool: int = 0
     seconds: float = 0.0
+
+
+class Team:
+    """The processes that train together; alone unless ``WORLD_SIZE`` says otherwise (as torchrun sets it).
+
+    Every process reads every batch; its pieces of some rows go to whoever is free, so that a process
+    which has to share its core slows the others down little.
+    """
+
+    def __init__(self) -> None:
+        self.size = int(os.environ.get("WORLD_SIZE", "1"))
+        if self.size > 1:
+            torch.distributed.init_process_group("gloo")
+            host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]) + 1
+            self.store = torch.distributed.TCPStore(host, port, is_master=self.first)
+
+    @property
+    def first(self) -> bool:
+        """Whether this process logs and saves."""
+        return self.size == 1 or torch.distributed.get_rank() == 0
+
+    def pieces(self, name: str, ids: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the pieces of a batch that this process has to work on."""
+        if self.size == 1:
+            yield ids, targets
+            return
+        rows = max(1, 1024 // ids.shape[1])
+        pairs = list(zip(ids.split(rows), targets.split(rows), strict=True))
+        while (taken := self.store.add(name, 1)) <= len(pairs):
+            yield pairs[taken - 1]
+        if taken == len(pairs) + self.size:
+            self.store.delete_key(name)
+
+    def add_up(self, network: Network, total: Tensor) -> float:
+        """Sum gradients and the loss over the processes; return the loss."""
+        if self.size > 1:
+            for p in network.parameters():
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            gradients = [p.grad for p in network.parameters() if p.grad is not None]
+            flat = torch.cat([total.reshape(1), *(g.reshape(-1) for g in gradients)])
+            torch.distributed.all_reduce(flat)
+            total = flat[0]
+            parts = flat[1:].split([g.numel() for g in gradients])
+            for gradient, part in zip(gradients, parts, strict=True):
+                gradient.copy_(part.view_as(gradient))
+        return total.item()
 
 
 def train(args: argparse.Namespace) -> None:
@@ -70,13 +120,19 @@ def train(args: argparse.Namespace) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    documents = Documents(args.seed)
-    if (out / "tokenizer.json").exists():
-        tokenizer = Tokenizer.from_file(str(out / "tokenizer.json"))
-    else:
-        tokenizer = train_tokenizer(documents)
-        tokenizer.save(str(out / "tokenizer.json"))
-    shape = Shape(tokenizer.get_vocab_size(), hidden_size=args.hidden, num_hidden_layers=args.layers)
+    team = Team()
+    tokenizer_file = Path(args.tokenizer or out / "tokenizer.json")
+    if not tokenizer_file.exists():
+        train_tokenizer(Documents(args.seed)).save(str(tokenizer_file))
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    shape = Shape(
+        tokenizer.get_vocab_size(),
+        hidden_size=args.hidden,
+        num_hidden_layers=args.layers,
+        num_attention_heads=args.hidden // 64,
+        num_key_value_heads=args.hidden // 128,
+        intermediate_size=args.hidden * 11 // 4,
+    )
     network = Network(shape).to(device)
     steppers = optimizers(network, args.lr, fused=True)
     progress = Progress()
@@ -97,37 +153,52 @@ def train(args: argparse.Namespace) -> None:
         temporary.replace(checkpoint)
         export(network, tokenizer, out)
 
-    print(json.dumps({"parameters": sum(p.numel() for p in network.parameters()), **asdict(progress)}), flush=True)
-    log = (out / "log.jsonl").open("a")
-    started, saved_at = time.time() - progress.seconds, time.time()
-    losses: list[float] = []
-    for ids, targets, next_document in batches(documents, tokenizer, args.batch_tokens, progress.document):
-        if progress.tokens >= args.tokens:
-            break
+    def step(name: str, ids: Tensor, targets: Tensor) -> float:
+        """Learn from one batch and return its loss in nats per target."""
+        total = torch.zeros((), device=device)
+        count = (targets != -100).sum().item()
+        for piece, wanted in team.pieces(name, ids, targets):
+            with torch.autocast(device.type, dtype=torch.bfloat16):
+                loss = network.loss(piece.to(device), wanted.to(device))
+            (loss / count).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            total += loss.detach() / count
+        mean = team.add_up(network, total)
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         for stepper in steppers:
             for group in stepper.param_groups:
                 group["lr"] = args.lr * learning_rate_factor((progress.tokens + 1) / args.tokens)
-        with torch.autocast(device.type, dtype=torch.bfloat16):
-            loss = network.loss(ids.to(device), targets.to(device))
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        for stepper in steppers:
             stepper.step()
             stepper.zero_grad(set_to_none=True)
-        progress.tokens += ids.numel()
-        progress.seconds = time.time() - started
-        losses.append(loss.item())
-        if next_document == progress.document:
-            continue
-        # a pool is done: only here may a run be resumed, so that it sees each document exactly once
-        progress.document = next_document
-        print(json.dumps({**asdict(progress), "loss": sum(losses) / len(losses)}), file=log, flush=True)
+        return mean
+
+    print(json.dumps({"parameters": sum(p.numel() for p in network.parameters()), **asdict(progress)}), flush=True)
+    log = (out / "log.jsonl").open("a")
+    started, saved_at = time.time() - progress.seconds, time.time()
+    pools = DataLoader(
+        Pools(args.seed, str(tokenizer_file), args.batch_tokens),
+        batch_size=None,
+        sampler=range(progress.pool, 10**9),
+        num_workers=args.workers,
+    )
+    for pool in pools:
+        if progress.tokens >= args.tokens:
+            break
         losses = []
+        for i, (ids, targets) in enumerate(pool):
+            losses.append(step(f"{progress.pool}:{i}", ids, targets))
+            progress.tokens += ids.numel()
+        # only here may a run be resumed, so that it sees each document exactly once
+        progress.pool += 1
+        progress.seconds = time.time() - started
+        if not team.first:
+            continue
+        print(json.dumps({**asdict(progress), "loss": sum(losses) / len(losses)}), file=log, flush=True)
         if time.time() - saved_at > args.checkpoint_seconds:
             save()
             saved_at = time.time()
-    save()
-    print(json.dumps({"done": True, **asdict(progress)}))
+    if team.first:
+        save()
+        print(json.dumps({"done": True, **asdict(progress)}))
 
 
 def main() -> None:
@@ -139,6 +210,8 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--tokenizer", help="tokenizer.json to share with another pebble; made if there is none")
+    parser.add_argument("--workers", type=int, default=0, help="processes that make the documents; for a GPU")
     parser.add_argument("--checkpoint-seconds", type=float, default=120)
     train(parser.parse_args())
 

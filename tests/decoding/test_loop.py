@@ -9,7 +9,7 @@ import torch
 
 from conftest import make_toy
 from thrifty.decoding.controller import Batch, Controller
-from thrifty.decoding.loop import decode
+from thrifty.decoding.loop import Plan, decode
 from thrifty.decoding.row import Row
 from thrifty.decoding.session import Session
 from thrifty.errors import ContextOverflow
@@ -26,8 +26,8 @@ def problems(count: int) -> list[Problem]:
 def run(
     model: TorchModel, jobs: Sequence[Job], settings: Settings, controllers: Sequence[Controller] = ()
 ) -> dict[tuple[str, int], Trace]:
-    def plan(job: Job) -> tuple[str, Sequence[Controller]]:
-        return model.render(job.problem.messages), controllers
+    def plan(job: Job) -> Plan:
+        return Plan(model.render(job.problem.messages), controllers)
 
     return {(t.problem_id, t.sample): t for t in decode(model, jobs, settings, plan, "test")}
 
@@ -173,8 +173,8 @@ def test_only_a_controllers_own_rows_are_steered(pebble64: TorchModel) -> None:
     alone = tokens(run(pebble64, jobs, settings))
     steered = {jobs[1].problem.id, jobs[4].problem.id}
 
-    def plan(job: Job) -> tuple[str, Sequence[Controller]]:
-        return pebble64.render(job.problem.messages), [short] if job.problem.id in steered else []
+    def plan(job: Job) -> Plan:
+        return Plan(pebble64.render(job.problem.messages), [short] if job.problem.id in steered else [])
 
     mixed = tokens({(t.problem_id, 0): t for t in decode(pebble64, jobs, settings, plan, "test")})
     for job in jobs:
@@ -197,7 +197,7 @@ def test_jobs_are_read_lazily(toy: TorchModel) -> None:
         toy,
         endless(),
         Settings(max_tokens=10, batch_size=4),
-        lambda job: (toy.render(job.problem.messages), []),
+        lambda job: Plan(toy.render(job.problem.messages)),
         "test",
     )
     for _ in range(8):

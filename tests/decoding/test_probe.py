@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thrifty.decoding.controller import Batch, Controller
-from thrifty.decoding.loop import decode
+from thrifty.decoding.loop import Plan, decode
 from thrifty.decoding.probe import Probe, entropy, probe_answers
 from thrifty.decoding.row import Row
 from thrifty.models.base import Settings, jobs_for
@@ -39,7 +39,7 @@ def test_probes_leave_the_rows_alone_and_equal_a_plain_computation(pebble64: Tor
     settings = Settings(max_tokens=100, batch_size=3)
 
     def traces(controllers: list[Controller]) -> dict[str, tuple[int, ...]]:
-        found = decode(pebble64, jobs, settings, lambda j: (pebble64.render(j.problem.messages), controllers), "test")
+        found = decode(pebble64, jobs, settings, lambda j: Plan(pebble64.render(j.problem.messages), controllers), "test")
         return {t.problem_id: tuple(i for s in t.segments if s.kind != "probe" for i in s.ids) for t in found}
 
     assert traces([asking]) == traces([])
@@ -67,7 +67,7 @@ def test_every_token_a_probe_reads_or_writes_is_counted(pebble: TorchModel) -> N
     asking = Asking(every=20)
     cue = len(pebble.encode(pebble.think.force_close + CUE))
     found = decode(
-        pebble, jobs, Settings(max_tokens=90), lambda j: (pebble.render(j.problem.messages), [asking]), "test"
+        pebble, jobs, Settings(max_tokens=90), lambda j: Plan(pebble.render(j.problem.messages), [asking]), "test"
     )
     for trace in found:
         probes = [s for s in trace.segments if s.kind == "probe"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -30,13 +30,28 @@ class Batch(Protocol):
         """
         ...
 
+    def rewrite(self, row: Row, start: int, pieces: Sequence[tuple[str, bool]]) -> None:
+        """Replace a row's response from a token on, and read what replaces it.
+
+        Args:
+            row: whose.
+            start: index of the first token to replace.
+            pieces: what to put there: texts, and whether the method wrote them.
+        """
+        ...
+
 
 class Controller:
     """Steer rows while they are decoded. Override only the hooks that are needed: the others cost nothing.
 
     A controller serves many rows at once and keeps what it remembers of a row in ``row.state[self]``.
     Rows of one batch may have different controllers; every hook gets only the rows that have this one.
+
+    Attributes:
+        taps: layers whose hidden states `see_hidden` gets: 0 for the embeddings, and so on.
     """
+
+    taps: Sequence[int] = ()
 
     def begin(self, rows: Sequence[Row], batch: Batch) -> None:
         """See rows that enter, their prompts read: force tokens, close the thinking, set up state."""
@@ -56,6 +71,14 @@ class Controller:
 
     def after_token(self, rows: Sequence[Row], batch: Batch) -> None:
         """See each row's newest token: force more, close the thinking, probe, or stop the row."""
+
+    def see_hidden(self, rows: Sequence[Row], hidden: Mapping[int, Tensor]) -> None:
+        """See the states of the tapped layers at each row's newest position, the prompt's end first.
+
+        Args:
+            rows: that were moved on.
+            hidden: layer to ``(rows, hidden)``, in the model's dtype.
+        """
 
 
 def overrides(controller: Controller, hook: str) -> bool:

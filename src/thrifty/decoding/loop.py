@@ -6,7 +6,9 @@ stream and attends to its own cache, so neither the batch size nor the order of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -25,8 +27,28 @@ from thrifty.traces.trace import Trace
 LOOP_CHECK_EVERY = 32
 """Tokens between two looks for a repetition loop."""
 
-Plan = tuple[str, Sequence[Controller]]
-"""What to do with a job: the rendered prompt, and its controllers."""
+
+@dataclass(frozen=True)
+class Plan:
+    """What to do with a job.
+
+    Attributes:
+        prompt: the rendered prompt.
+        controllers: which steer the response.
+        settings: how to generate, None for the settings of the run.
+        prefix: how the response begins; the method wrote it, and the model reads it with the prompt.
+        parent: a stopped row with a kept cache, to go on from instead of a prompt.
+        keep: whether the row's cache is wanted when it stops.
+        stream: which of the job's random streams the row draws from.
+    """
+
+    prompt: str = ""
+    controllers: Sequence[Controller] = ()
+    settings: Settings | None = None
+    prefix: str = ""
+    parent: Row | None = None
+    keep: bool = False
+    stream: int = 0
 
 
 class DecodeBatch:
@@ -60,26 +82,67 @@ class DecodeBatch:
         return copy
 
     @torch.inference_mode()
+    def rewrite(self, row: Row, start: int, pieces: Sequence[tuple[str, bool]]) -> None:
+        """Replace a row's response from a token on; see `thrifty.decoding.controller.Batch`."""
+        place = next(i for i, other in enumerate(self.rows) if other is row)
+        fresh = self.session.fork([place], room=sum(len(text) for text, _ in pieces))
+        row.rewrite(start, pieces)
+        behind = row.ids[start:] if self._appended else row.ids[start:-1]
+        fresh.rewind(0, fresh.lengths[0] - len(row.prompt_ids) - start)
+        if behind:
+            fresh.append([behind])
+            row.usage.forward_passes += 1
+        self.session.put(place, fresh)
+        if not self._appended:
+            self._pending[place] = row.ids[-1]
+
+    @torch.inference_mode()
     def admit(self, rows: Sequence[Row], controllers: Sequence[Sequence[Controller]]) -> None:
         """Read the prompts of new rows and let their controllers see them."""
-        self.session.add([row.prompt_ids for row in rows])
-        self.rows.extend(rows)
+        with self._tapping(c for its_controllers in controllers for c in its_controllers):
+            fresh = [row for row in rows if row.kept is None]
+            if fresh:
+                self.session.add([[*row.prompt_ids, *row.ids] for row in fresh])
+        heirs = [row for row in rows if row.kept is not None]
+        for row in heirs:
+            assert row.kept is not None
+            self.session.adopt(row.kept)
+            row.kept = None
+        self.rows.extend([*fresh, *heirs])
         for row, its_controllers in zip(rows, controllers, strict=True):
             self._controllers[id(row)] = its_controllers
-            row.usage.forward_passes += 1
+            row.usage.forward_passes += not row.inherited
             if row.settings.thinking_budget is not None:
                 row.events["budget"] = row.settings.thinking_budget
                 if row.settings.thinking_budget == 0 and row.thinking:
                     row.close_thinking("budget")
         self._recompose()
-        fresh = set(map(id, rows))
+        entered = set(map(id, rows))
         for controller, places in self._steered["begin"]:
             mine = self.rows if places is None else [self.rows[i] for i in places]
-            controller.begin([r for r in mine if id(r) in fresh], self)
+            controller.begin([r for r in mine if id(r) in entered], self)
+        self._show_hidden(entered)
+
+    def _tapping(self, controllers: Iterable[Controller]) -> AbstractContextManager[None]:
+        layers = sorted({layer for controller in controllers for layer in controller.taps})
+        return self.session.tap(layers) if layers else nullcontext()
+
+    def _show_hidden(self, only: Container[int] | None = None) -> None:
+        for controller, places in self._steered["see_hidden"]:
+            index = [
+                i
+                for i in (range(len(self.rows)) if places is None else places)
+                if only is None or id(self.rows[i]) in only
+            ]
+            if index:
+                hidden = {layer: self.session.hidden[layer][index] for layer in controller.taps}
+                controller.see_hidden([self.rows[i] for i in index], hidden)
 
     @torch.inference_mode()
     def step(self) -> list[Row]:
         """Write one token to every row, and return the rows that it finished; they are gone then."""
+        if any(row.stopped for row in self.rows):  # before their first token
+            return self._remove([i for i, row in enumerate(self.rows) if row.stopped])
         rows, session = self.rows, self.session
         tokens = self._choose(session.logits)
         for i, row in enumerate(rows):
@@ -90,20 +153,31 @@ class DecodeBatch:
         self._pending, self._appended = tokens, False
         for controller, places in self._steered["after_token"]:
             controller.after_token(rows if places is None else [rows[i] for i in places], self)
-        finished = [i for i, row in enumerate(rows) if self._limits(row)]
-        gone = [rows[i] for i in finished]
-        if finished:
-            order = session.drop(finished)
-            self.rows = [rows[i] for i in order]
-            tokens = [tokens[i] for i in order]
-            for row in gone:
-                del self._controllers[id(row)]
-            self._recompose()
+        gone = self._remove([i for i, row in enumerate(rows) if self._limits(row)])
         if self.rows:
-            session.append(torch.tensor(tokens, device=self.model.device))
+            with self._tapping(c for row in self.rows for c in self._controllers[id(row)]):
+                session.append(torch.tensor(self._pending, device=self.model.device))
             for row in self.rows:
                 row.usage.forward_passes += 1
         self._appended = True
+        if self._steered["see_hidden"]:
+            self._show_hidden()
+        return gone
+
+    def _remove(self, places: list[int]) -> list[Row]:
+        rows = self.rows
+        gone = [rows[i] for i in places]
+        for row in gone:
+            if row.keep:
+                row.kept = self.fork([row], 0)
+            row.settle()
+            del self._controllers[id(row)]
+        if gone:
+            order = self.session.drop(places)
+            self.rows = [rows[i] for i in order]
+            if not self._appended:
+                self._pending = [self._pending[i] for i in order]
+            self._recompose()
         return gone
 
     def _choose(self, logits: Tensor) -> list[int]:
@@ -179,7 +253,7 @@ class DecodeBatch:
                 for c, places in everyone.items()
                 if overrides(c, hook)
             ]
-            for hook in ("begin", "adjust_logits", "next_input", "after_token")
+            for hook in ("begin", "adjust_logits", "next_input", "after_token", "see_hidden")
         }
         self._sampler = Sampler.of([row.settings for row in self.rows], self.model.device)
         self._keys = np.array([row.key for row in self.rows], dtype=np.uint64)
@@ -198,7 +272,7 @@ def decode(
         model: which decodes.
         jobs: what to answer; read lazily, so that memory does not grow with their number.
         settings: how to.
-        plan: gives each job its rendered prompt and its controllers.
+        plan: gives each job its plan.
         method: the name that the traces carry.
 
     Yields:
@@ -207,8 +281,29 @@ def decode(
     Raises:
         ContextOverflow: a prompt does not fit; traces of rows at work are lost, finished ones were yielded.
     """
+    for row in decode_rows(model, ((job, plan(job)) for job in jobs), settings):
+        yield row.trace(method)
+
+
+def decode_rows(
+    model: TorchModel, plans: Iterable[tuple[Job, Plan] | None], settings: Settings
+) -> Iterator[Row]:
+    """Decode plans in a batch that refills itself; see `decode`.
+
+    Args:
+        model: which decodes.
+        plans: jobs and what to do with them, read lazily; None says that nothing is ready before another row
+            has finished, and ends the decoding where none is at work.
+        settings: how to.
+
+    Yields:
+        The finished rows.
+
+    Raises:
+        ContextOverflow: a prompt does not fit.
+    """
     batch = DecodeBatch(model)
-    waiting = iter(jobs)
+    waiting = iter(plans)
     exhausted = False
     refill_at = max(1, settings.batch_size // 8)
     while True:
@@ -217,30 +312,45 @@ def decode(
             entering: list[Row] = []
             controllers: list[Sequence[Controller]] = []
             while len(entering) < free:
-                job = next(waiting, None)
-                if job is None:
+                try:
+                    ready = next(waiting)
+                except StopIteration:
                     exhausted = True
                     break
-                prompt, its_controllers = plan(job)
-                entering.append(_row(model, job, settings, prompt))
-                controllers.append(its_controllers)
+                if ready is None:
+                    break
+                entering.append(_row(model, *ready, settings))
+                controllers.append(ready[1].controllers)
             if entering:
                 batch.admit(entering, controllers)
         if not batch.rows:
             return
-        for row in batch.step():
-            yield row.trace(method)
+        yield from batch.step()
 
 
-def _row(model: TorchModel, job: Job, settings: Settings, prompt: str) -> Row:
-    ids = model.encode_prompt(prompt)
-    if len(ids) >= model.context_length:
-        raise ContextOverflow(
-            f"the prompt of problem {job.problem.id!r} has {len(ids)} tokens, but {model.name!r} has a context of "
-            f"{model.context_length}: shorten it or load a model with a longer context"
-        )
-    key = row_key(settings.seed, job.problem.id, job.sample)
-    # a question may mention think markers: only what follows it tells how the response begins
-    question = job.problem.question.strip()
-    begins = prompt.rfind(question) + len(question) if question in prompt else 0
-    return Row(job, settings, model, key, ids, model.tracker.start(prompt[begins:]))
+def _row(model: TorchModel, job: Job, plan: Plan, settings: Settings) -> Row:
+    settings = plan.settings or settings
+    name = f"{job.problem.id}#{plan.stream}" if plan.stream else job.problem.id
+    key = row_key(settings.seed, name, job.sample)
+    if plan.parent is not None:
+        row = plan.parent.heir(job, settings, key)
+        assert plan.parent.kept is not None, "a row is gone on from only if it was kept"
+        row.kept = plan.parent.kept
+        if plan.prefix:
+            row.force(plan.prefix)
+    else:
+        prefix = model.encode(plan.prefix) if plan.prefix else []
+        ids = model.encode_prompt(plan.prompt)
+        if len(ids) + len(prefix) >= model.context_length:
+            raise ContextOverflow(
+                f"the prompt of problem {job.problem.id!r} has {len(ids) + len(prefix)} tokens, but {model.name!r} "
+                f"has a context of {model.context_length}: shorten it or load a model with a longer context"
+            )
+        # a question may mention think markers: only what follows it tells how the response begins
+        question = job.problem.question.strip()
+        begins = plan.prompt.rfind(question) + len(question) if question in plan.prompt else 0
+        row = Row(job, settings, model, key, ids, model.tracker.start(plan.prompt[begins:]))
+        for token in prefix:
+            row.record(token, forced=True)
+    row.keep = plan.keep
+    return row

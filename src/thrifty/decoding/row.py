@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from thrifty.decoding.session import Session
 from thrifty.models.base import Job, Settings
 from thrifty.models.torch import TorchModel
 from thrifty.traces.answers import extract_answer
@@ -39,6 +41,10 @@ class Row:
         stopped: why it ended; None while it goes on.
         side: segments of side streams, such as probes.
         started: when it was admitted, on the performance counter.
+        keep: whether its cache is wanted when it stops.
+        kept: a session of this row alone, its newest token included, once it has stopped.
+        inherited: tokens in `ids` that another row wrote, whose cache this one took over.
+        begun: where the thinking stood before the first token.
     """
 
     job: Job
@@ -61,9 +67,16 @@ class Row:
     stopped: str | None = None
     side: list[Segment] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
+    keep: bool = False
+    kept: Session | None = None
+    inherited: int = 0
+    begun: Phases = field(init=False)
     _runs: list[tuple[int, Kind, Phase]] = field(default_factory=list)
     _after_break: bool = False
     _next_line: int = 0
+
+    def __post_init__(self) -> None:
+        self.begun = replace(self.phases)
 
     @property
     def phase(self) -> Phase:
@@ -107,6 +120,14 @@ class Row:
         self.forced.clear()
         self.force(text + ("" if before.endswith("\n") else "\n") + self.model.think.force_close)
 
+    def settle(self) -> None:
+        """Complete the account; the row has ended."""
+        known = len(self.prompt_ids) + self.inherited if self.inherited else 0
+        read = len(self.prompt_ids) + len(self.ids) - known
+        self.usage.prompt += 0 if self.inherited else len(self.prompt_ids)
+        self.usage.flops += self.model.flops(read + self.usage.reread, known)
+        self.usage.wall_seconds = time.perf_counter() - self.started
+
     def stop(self, reason: str) -> None:
         """End the response after the newest token."""
         self.stopped = reason
@@ -129,7 +150,9 @@ class Row:
         self.ids.append(token)
         if phase == "thinking":
             self.thinking_tokens += 1
-        if forced:
+        if len(self.ids) <= self.inherited:
+            pass
+        elif forced:
             self.usage.injected += 1
         elif phase == "thinking":
             self.usage.thinking += 1
@@ -149,6 +172,43 @@ class Row:
         elif self._after_break and self.model.texts.bytes_of(token).strip(b"\n"):
             self._after_break = False
 
+    def heir(self, job: Job, settings: Settings, key: int) -> Row:
+        """Return a row that goes on where this one stopped, with an account of its own.
+
+        Args:
+            job: what it is for.
+            settings: how it goes on; limits count this row's tokens too.
+            key: of its own random stream.
+        """
+        heir = Row(job, settings, self.model, key, self.prompt_ids, replace(self.phases), list(self.ids))
+        heir.thinking_tokens, heir.closed_by = self.thinking_tokens, self.closed_by
+        heir.inherited, heir._runs, heir.begun = len(self.ids), list(self._runs), self.begun
+        heir._after_break, heir._next_line = self._after_break, self._next_line
+        heir.line = heir._next_line
+        return heir
+
+    def rewrite(self, start: int, pieces: Sequence[tuple[str, bool]]) -> None:
+        """Replace the response from a token on; what is written again counts as the same tokens.
+
+        Args:
+            start: index of the first token to replace.
+            pieces: what to put there: texts, and whether the method wrote them.
+        """
+        old = self.ids
+        forced = [kind == "injected" for i in range(len(self._runs)) for kind in self._kinds(i)][:start]
+        written = [(t, f) for text, f in pieces for t in self.model.encode(text)]
+        self.phases = replace(self.begun)
+        self.ids, self._runs, self.thinking_tokens = [], [], 0
+        self.usage.thinking = self.usage.answer = self.usage.injected = 0
+        self._after_break, self._next_line = False, 0
+        for token, was_forced in [*zip(old[:start], forced, strict=True), *written]:
+            self.record(token, was_forced)
+        self.usage.reread += len(written) - sum(f for _, f in written)
+
+    def _kinds(self, run: int) -> list[Kind]:
+        stop = self._runs[run + 1][0] if run + 1 < len(self._runs) else len(self.ids)
+        return [self._runs[run][1]] * (stop - self._runs[run][0])
+
     def trace(self, method: str) -> Trace:
         """Return the finished record."""
         texts, end_ids, segments = self.model.texts, self.model.eos_ids, list[Segment]()
@@ -156,10 +216,6 @@ class Row:
             stop = self._runs[i + 1][0] if i + 1 < len(self._runs) else len(self.ids)
             ids = tuple(self.ids[start:stop])
             segments.append(Segment(kind, phase, texts.text(t for t in ids if t not in end_ids), ids))
-        usage = self.usage
-        usage.prompt = len(self.prompt_ids)
-        usage.flops += self.model.flops(len(self.prompt_ids) + len(self.ids), 0)
-        usage.wall_seconds = time.perf_counter() - self.started
         unclosed = self.phases.phase == "thinking"
         answer = "".join(s.text for s in segments if s.phase == "answer")
         return Trace(
@@ -171,6 +227,6 @@ class Row:
             stop_reason=self.stopped or "stop",
             closed_by=None if unclosed else self.closed_by or "prompt",
             answer=None if unclosed else extract_answer(answer),
-            usage=usage,
+            usage=self.usage,
             events=self.events,
         )

@@ -164,6 +164,37 @@ class Session:
         self.hidden = {layer: states[index] for layer, states in self.hidden.items()}
         return order
 
+    @torch.inference_mode()
+    def adopt(self, other: Session) -> None:
+        """Add copies of all rows of another session of the same model behind the present ones."""
+        first, total = len(self), len(self) + len(other)
+        self.cache.reserve(total, max([*self.lengths, *other.lengths]))
+        for source, length in enumerate(other.lengths):
+            self.cache.put(first + source, other.cache, source, length)
+        self.lengths += other.lengths
+        self._lengths = torch.cat([self._lengths, other._lengths])
+        self.logits = torch.cat([self.logits, other.logits])
+        if not first:
+            self.hidden = dict(other.hidden)
+        else:
+            self.hidden = {
+                layer: torch.cat([states, other.hidden.get(layer, states.new_zeros(len(other), states.shape[1]))])
+                for layer, states in self.hidden.items()
+            }
+
+    @torch.inference_mode()
+    def put(self, row: int, other: Session) -> None:
+        """Overwrite a row with the only row of another session of the same model."""
+        (length,) = other.lengths
+        self.cache.reserve(len(self), length)
+        self.cache.put(row, other.cache, 0, length)
+        self.lengths[row] = length
+        self._lengths, self.logits = self._lengths.clone(), self.logits.clone()
+        self._lengths[row], self.logits[row] = length, other.logits[0]
+        for layer, states in self.hidden.items():
+            if layer in other.hidden:
+                states[row] = other.hidden[layer][0]
+
     @contextmanager
     def tap(self, layers: Sequence[int]) -> Iterator[None]:
         """Keep `hidden` up to date for some layers while the context is open (see `TorchModel.tap`)."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from thrifty.catalogue import CATALOGUE, Entry, Need
 from thrifty.errors import ThriftyError, UnknownName
 from thrifty.models.base import Job, Model, Settings, TextModel
-from thrifty.traces.trace import Trace
+from thrifty.traces.trace import Message, Trace
 
 if TYPE_CHECKING:
     from thrifty.decoding.controller import Controller
+    from thrifty.decoding.flow import Call, Flow
     from thrifty.models.torch import TorchModel
 
 
@@ -21,7 +23,8 @@ class Method:
     """A published inference-time system; its hyperparameters are its fields.
 
     A method that steers one stream overrides `controllers` (and perhaps `prompt`) and composes with
-    others of its kind; any other method overrides `solve` and stands alone.
+    others of its kind. A method of several calls is a `FlowMethod`, whose calls the others may steer. Any
+    other method overrides `solve` and stands alone.
     """
 
     slug: ClassVar[str]
@@ -94,29 +97,83 @@ class Method:
         return solve([self], model, jobs, settings, watch)
 
 
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """Where a flow plays: the model, the settings, and the methods that steer every response of the main model.
+
+    Attributes:
+        model: the main model.
+        settings: of the run, as the steering methods change them.
+        method: the specification of the whole composition, which traces carry.
+        parts: the steering methods.
+        watch: further controllers, which see every token of the main model's responses.
+    """
+
+    model: TorchModel
+    settings: Settings
+    method: str
+    parts: Sequence[Method] = ()
+    watch: Sequence[Controller] = ()
+
+    @functools.cached_property
+    def controllers(self) -> list[Controller]:
+        """The controllers of the steering methods, the same for all rows, and `watch`."""
+        return [*(c for part in self.parts for c in part.controllers(self.model)), *self.watch]
+
+    def render(self, job: Job, messages: Sequence[Message] | None = None) -> str:
+        """Return the prompt of a job as the steering methods want it.
+
+        Args:
+            job: what is answered.
+            messages: to use instead of the job's own.
+        """
+        prompt = self.model.render(messages or job.problem.messages)
+        for part in self.parts:
+            prompt = part.prompt(self.model, job, prompt)
+        return prompt
+
+    def call(self, prompt: str = "", **options: Any) -> Call:
+        """Return a call of the main model that the steering methods steer.
+
+        Args:
+            prompt: the rendered prompt.
+            **options: fields of `Call`; controllers given here come before the steering methods' own.
+        """
+        from thrifty.decoding.flow import Call
+
+        own = options.pop("controllers", ())
+        return Call(prompt, [*own, *self.controllers], options.pop("settings", None) or self.settings, **options)
+
+
+class FlowMethod(Method):
+    """A method of several calls for each problem; at most one in a composition, the others steer its calls."""
+
+    def flow(self, stage: Stage, job: Job) -> Flow:
+        """Return the flow that answers a job; see `thrifty.decoding.flow`."""
+        raise NotImplementedError
+
+
 def solve(
     parts: Sequence[Method], model: Model, jobs: Iterable[Job], settings: Settings, watch: Sequence[Controller] = ()
 ) -> Iterator[Trace]:
-    """Decode with the controllers of several methods at once; see `Method.solve`."""
+    """Decode with several methods at once; see `Method.solve`."""
     name = "+".join(part.spec for part in parts)
     for part in parts:
         part.check(model)
         settings = part.settings(settings)
     if isinstance(model, TextModel):
         return model.respond(jobs, settings, name)
+    from thrifty.decoding.flow import run_flows
     from thrifty.decoding.loop import Plan, decode
     from thrifty.models.torch import TorchModel
 
     assert isinstance(model, TorchModel)
-    controllers = [*(c for part in parts for c in part.controllers(model)), *watch]
-
-    def plan(job: Job) -> Plan:
-        prompt = model.render(job.problem.messages)
-        for part in parts:
-            prompt = part.prompt(model, job, prompt)
-        return prompt, controllers
-
-    return decode(model, jobs, settings, plan, name)
+    steering = [part for part in parts if not isinstance(part, FlowMethod)]
+    stage = Stage(model, settings, name, steering, watch)
+    for part in parts:
+        if isinstance(part, FlowMethod):
+            return run_flows(model, jobs, settings, functools.partial(part.flow, stage))
+    return decode(model, jobs, settings, lambda job: Plan(stage.render(job), stage.controllers), name)
 
 
 class Composition:
@@ -133,6 +190,12 @@ class Composition:
         alone = [p.slug for p in parts if type(p).solve is not Method.solve]
         if alone and len(parts) > 1:
             raise ThriftyError(f"{alone[0]!r} runs a decoding of its own and cannot be composed with +")
+        flows = [p.slug for p in parts if isinstance(p, FlowMethod)]
+        if len(flows) > 1:
+            raise ThriftyError(
+                f"{flows[0]!r} and {flows[1]!r} each make several calls for a problem: compose one of them with methods "
+                "that steer a single response"
+            )
         twice = {p.slug for p in parts if sum(q.slug == p.slug for q in parts) > 1}
         if twice:
             raise ThriftyError(f"{twice.pop()!r} stands twice in one composition")

@@ -16,7 +16,8 @@ def load_model(name: str, *, device: str | None = None, dtype: str | None = None
     """Load a model.
 
     Args:
-        name: ``pebble``, a folder, a ``.gguf`` file, a hub id, or ``http://HOST:PORT/v1#MODEL``.
+        name: ``pebble``, a folder, a ``.gguf`` file, a hub id, ``http://HOST:PORT/v1#MODEL``, or ``replay:FILE`` for
+            recorded traces (`thrifty.models.replay`).
         device: for local models, such as ``cuda``; None for CUDA where there is one.
         dtype: for local models, such as ``float64``; None for the usual.
         think: name of the think format, or its two markers with a comma; None to detect it.
@@ -34,6 +35,10 @@ def load_model(name: str, *, device: str | None = None, dtype: str | None = None
         from thrifty.models.torch import load_torch_model
     except ImportError as error:
         raise MissingExtra("torch", "local") from error
+    if name.startswith("replay:"):
+        from thrifty.models.replay import load_replay
+
+        return load_replay(name.removeprefix("replay:"), format)
     source = str(embedded_folder(name)) if name in EMBEDDED else name
     return load_torch_model(source, device=device, dtype=dtype, think=format, name=name)
 

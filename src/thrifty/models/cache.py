@@ -149,3 +149,18 @@ class RowCache(Cache):  # type: ignore[misc]  # as above
                 theirs.keys[:, :, :columns] = mine.keys[:, :, :columns].index_select(0, rows)
                 theirs.values[:, :, :columns] = mine.values[:, :, :columns].index_select(0, rows)
         return copy
+
+    def put(self, row: int, other: RowCache, source: int, length: int) -> None:
+        """Overwrite a row with the first ``length`` positions of a row of another cache.
+
+        Args:
+            row: which of this cache; there must be room for it.
+            other: of the same model.
+            source: which of the other cache.
+            length: positions to copy.
+        """
+        for mine, theirs in zip(self.layers, other.layers, strict=True):
+            if not mine.is_initialized:
+                mine.lazy_initialization(theirs.keys, theirs.values)
+            mine.keys[row, :, :length] = theirs.keys[source, :, :length]
+            mine.values[row, :, :length] = theirs.values[source, :, :length]

@@ -17,8 +17,8 @@ def load_task(name: str, *, skip_bad: bool = False, hold_out: bool = False) -> T
 
     Args:
         name: ``mix`` or ``mix(level=hard)``; ``rg:FAMILY`` for a family of reasoning-gym, options in brackets; the
-            path of a file of JSON lines; the short name of a data set on the hub, such as ``gsm8k``; or
-            ``hf:OWNER/NAME[CONFIG]:SPLIT``.
+            path of a file of JSON lines; ``replay:FILE`` for one of recordings (`thrifty.models.replay`); the short
+            name of a data set on the hub, such as ``gsm8k``; or ``hf:OWNER/NAME[CONFIG]:SPLIT``.
         skip_bad: leave out records of a file or data set that cannot be used, instead of stopping there.
         hold_out: divide a file or data set into a test and a train split. Generated tasks always have both.
 
@@ -43,6 +43,11 @@ def load_task(name: str, *, skip_bad: bool = False, hold_out: bool = False) -> T
 
         return ReasoningGymTask(base.removeprefix("rg:"), options)
     options = {**({"skip_bad": True} if skip_bad else {}), **({"hold_out": True} if hold_out else {}), **options}
+    if base.startswith("replay:"):
+        from thrifty.tasks.replay import ReplayTask
+
+        _refuse_unknown(base, options, ("hold_out", "skip_bad"))
+        return ReplayTask(base.removeprefix("replay:"), **options)
     from thrifty.tasks.hub import HUB, HubTask
 
     if base in HUB or base.startswith("hf:"):
@@ -56,7 +61,7 @@ def load_task(name: str, *, skip_bad: bool = False, hold_out: bool = False) -> T
     raise UnknownName(
         "task",
         base,
-        ["mix", "rg:FAMILY", "FILE.jsonl", "hf:OWNER/NAME", *HUB],
+        ["mix", "rg:FAMILY", "FILE.jsonl", "replay:FILE", "hf:OWNER/NAME", *HUB],
         "A family of reasoning-gym is written rg:chain_sum.",
     )
 

@@ -1,0 +1,172 @@
+"""Methods of several calls: samples, plans, helpers and searches, all decoded in shared batches.
+
+A flow is a generator: it yields the calls that it wants answered, is sent the finished rows, and returns
+the trace of its problem. Many flows run at once, and their calls fill one batch for each model, so that a
+method written as if it were alone is decoded as efficiently as any other.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from thrifty.decoding.controller import Controller
+from thrifty.decoding.loop import Plan, decode_rows
+from thrifty.decoding.row import Row
+from thrifty.models.base import Job, Settings
+from thrifty.models.torch import TorchModel
+from thrifty.traces.trace import Segment, Trace, Usage
+
+Role = Literal["sample", "probe", "helper"]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One response that a flow wants.
+
+    Attributes:
+        prompt: the rendered prompt.
+        controllers: which steer the response.
+        settings: how to generate, None for the settings of the run.
+        model: which answers, None for the main model.
+        prefix: how the response begins; the method wrote it.
+        parent: a row that was called with ``keep`` and has stopped, to go on from instead of a prompt.
+        keep: whether the row may be gone on from.
+        stream: which of the job's random streams it draws from, None for the next in the flow's order;
+            the first is the one that the plain model draws from.
+    """
+
+    prompt: str = ""
+    controllers: Sequence[Controller] = ()
+    settings: Settings | None = None
+    model: TorchModel | None = None
+    prefix: str = ""
+    parent: Row | None = None
+    keep: bool = False
+    stream: int | None = None
+
+
+Flow = Generator[Sequence[Call], list[Row], Trace]
+"""Yields calls, is sent their rows in the same order, returns the trace."""
+
+
+@dataclass
+class _Running:
+    flow: Flow
+    started: float = field(default_factory=time.perf_counter)
+    streams: int = 0
+    rows: list[Row | None] = field(default_factory=list)
+    missing: int = 0
+
+
+def run_flows(
+    model: TorchModel, jobs: Iterable[Job], settings: Settings, start: Callable[[Job], Flow]
+) -> Iterator[Trace]:
+    """Answer jobs by flows.
+
+    Args:
+        model: the main model.
+        jobs: what to answer; read lazily, at most four batches of flows at a time.
+        settings: of calls that have none of their own; the batch size holds for every model.
+        start: makes the flow of a job.
+
+    Yields:
+        A trace for each job, as they finish.
+
+    Raises:
+        ContextOverflow: a prompt does not fit.
+    """
+    queues: dict[int, deque[tuple[Job, Plan]]] = {id(model): deque()}
+    models = {id(model): model}
+    waiting = iter(jobs)
+    awaited: dict[int, tuple[_Running, int]] = {}  # by the identity of the call's own job
+    running, exhausted = 0, False
+    done: deque[Trace] = deque()
+
+    def advance(job: Job, state: _Running, rows: list[Row] | None) -> None:
+        nonlocal running
+        try:
+            calls = next(state.flow) if rows is None else state.flow.send(rows)
+            while not calls:
+                calls = state.flow.send([])
+        except StopIteration as finished:
+            trace: Trace = finished.value
+            trace.usage.wall_seconds = time.perf_counter() - state.started
+            done.append(trace)
+            running -= 1
+            return
+        state.rows, state.missing = [None] * len(calls), len(calls)
+        for i, call in enumerate(calls):
+            mine = Job(job.problem, job.sample)
+            awaited[id(mine)] = (state, i)
+            answering = call.model or model
+            models[id(answering)] = answering
+            stream = state.streams if call.stream is None else call.stream
+            state.streams += 1
+            plan = Plan(call.prompt, call.controllers, call.settings, call.prefix, call.parent, call.keep, stream)
+            queues.setdefault(id(answering), deque()).append((mine, plan))
+
+    def source(queue: deque[tuple[Job, Plan]]) -> Iterator[tuple[Job, Plan] | None]:
+        nonlocal running, exhausted
+        while True:
+            while not queue and not exhausted and running < 4 * settings.batch_size:
+                job = next(waiting, None)
+                if job is None:
+                    exhausted = True
+                    break
+                running += 1
+                advance(job, _Running(start(job)), None)
+            yield queue.popleft() if queue else None
+
+    while True:
+        for key in list(queues):
+            for row in decode_rows(models[key], source(queues[key]), settings):
+                state, i = awaited.pop(id(row.job))
+                state.rows[i] = row
+                state.missing -= 1
+                if not state.missing:
+                    advance(row.job, state, [r for r in state.rows if r is not None])
+                while done:
+                    yield done.popleft()
+        while done:
+            yield done.popleft()
+        if exhausted and not any(queues.values()):
+            return
+
+
+def account(row: Row, role: Role) -> Usage:
+    """Return what a row costs the trace that it is part of.
+
+    Args:
+        row: a finished one.
+        role: ``sample`` for a response that competed for the answer, ``probe`` for another stream of the main
+            model, ``helper`` for one of another model.
+    """
+    usage = row.usage
+    if role == "sample":
+        return usage
+    forward_passes = usage.forward_passes if role == "probe" else 0
+    return Usage(**{role: usage.total}, forward_passes=forward_passes, flops=usage.flops)
+
+
+def conclude(
+    chosen: Row, method: str, others: Sequence[tuple[Row, Role]] = (), events: dict[str, object] | None = None
+) -> Trace:
+    """Return the trace of a flow: one row's response, with the account of all.
+
+    Args:
+        chosen: the row whose response it is.
+        method: the specification of the method.
+        others: every other row that was decoded for it, with its role; their texts follow as side streams.
+        events: what to tell reports, beside what the row's controllers noted.
+    """
+    trace = chosen.trace(method)
+    for row, role in others:
+        trace.usage = trace.usage + account(row, role)
+        kind: Literal["probe", "helper"] = "helper" if role == "helper" else "probe"
+        trace.segments.append(Segment(kind, "answer", row.text()))
+    trace.events = {**trace.events, **(events or {})}
+    return trace

@@ -1,0 +1,135 @@
+"""The word problems: every template has a recipe, its working reaches the answer, and a slip never breaks it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import random
+import subprocess
+import sys
+from functools import cache
+from typing import Any
+
+import pytest
+import reasoning_gym
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from arithmetic import Scratch
+from families import gsm_symbolic
+from lesson import Lesson
+
+SIZE = 400
+
+
+@cache
+def lessons() -> list[tuple[dict[str, Any], Lesson]]:
+    items = reasoning_gym.create_dataset("gsm_symbolic", seed=11, size=SIZE)
+    return [(item, gsm_symbolic.lesson(item)) for item in items]
+
+
+def written(page: Scratch) -> str:
+    return "".join(text for text, _ in page.pieces)
+
+
+def well_formed(text: str) -> bool:
+    return text.endswith("\n") and "\n\n" not in text and not text.startswith("\n") and "So the answer is" not in text
+
+
+def test_every_route_reaches_the_answer() -> None:
+    for item, lesson in lessons():
+        assert float(lesson.answer) == float(item["answer"])
+        for _, route in lesson.routes:
+            page = Scratch(random.Random(0))
+            assert str(route(page)) == lesson.answer, lesson.question
+            assert well_formed(written(page))
+            assert all(target for _, target in page.pieces)
+
+
+def test_almost_every_problem_has_a_recipe() -> None:
+    assert sum(len(lesson.routes) == 2 for _, lesson in lessons()) >= 0.99 * SIZE
+
+
+def test_working_is_short() -> None:
+    lengths = []
+    for _, lesson in lessons():
+        page = Scratch(random.Random(0))
+        lesson.routes[0][1](page)
+        lengths.append(len(written(page)))
+    assert sum(lengths) / SIZE < 250
+    assert max(lengths) < 900
+
+
+def test_code_prints_the_answer() -> None:
+    for i, (_, lesson) in enumerate(lessons()):
+        assert len(lesson.code.splitlines()) <= 12
+        if i < 5:
+            command = [sys.executable, "-c", lesson.code]
+            printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        else:
+            with contextlib.redirect_stdout(io.StringIO()) as stream:
+                exec(lesson.code, {})
+            printed = stream.getvalue()
+        assert printed.strip() == lesson.answer
+
+
+def test_plan_is_short_and_without_results() -> None:
+    for _, lesson in lessons():
+        assert 2 <= len(lesson.plan) <= 5
+        assert "->" not in "".join(lesson.plan)
+
+
+def test_slips_are_marked_and_never_break_the_working() -> None:
+    changed = total = 0
+    for _, lesson in lessons()[:60]:
+        for _, route in lesson.routes:
+            probe = Scratch(random.Random(0))
+            route(probe)
+            for slip_at in range(probe.results):
+                page = Scratch(random.Random(slip_at), slip_at=slip_at)
+                answer = route(page)
+                assert [target for _, target in page.pieces].count(False) == 1
+                assert well_formed(written(page))
+                assert len(written(page)) < 3000
+                changed += str(answer) != lesson.answer
+                total += 1
+    assert changed > 0.6 * total
+
+
+def test_an_unknown_template_is_told_as_it_stands() -> None:
+    item = {
+        "question": "How many?",
+        "answer": "7.5",
+        "metadata": {"variables": {"apples": 3}, "answer_cot": "There are 3 + 4.5 = 7.5.\n\n#### 7.5"},
+    }
+    lesson = gsm_symbolic.lesson(item)
+    page = Scratch(random.Random(0))
+    assert lesson.routes[0][1](page) == lesson.answer == "7.5"
+    assert written(page) == "There are 3 + 4.5 = 7.5.\nanswer: 7.5\n"
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 2000))
+def test_divide(a: int, b: int) -> None:
+    page = Scratch(random.Random(0))
+    assert page.divide(a, b) == a // b
+    assert written(page).endswith(f"-> {a // b}\n")
+    for slip_at in range(page.results):
+        slipped = Scratch(random.Random(slip_at), slip_at=slip_at)
+        slipped.divide(a, b)
+        assert [target for _, target in slipped.pieces].count(False) == 1
+        assert well_formed(written(slipped))
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "text"),
+    [
+        (84, 7, "8/7=1 r 1, 14/7=2 r 0 -> 12\n"),
+        (3, 7, "3/7 -> 0\n"),
+        (135, 15, "135/15=9, 15*9: 5*9=45, 1*9+4=13 -> 135\n135/15 -> 9\n"),
+    ],
+)
+def test_divide_is_written_out(a: int, b: int, text: str) -> None:
+    page = Scratch(random.Random(0))
+    page.divide(a, b)
+    assert written(page) == text

@@ -1,0 +1,146 @@
+"""Lessons on linear equations: every route and check, with and without slips."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import random
+import re
+import subprocess
+import sys
+from functools import cache
+
+import pytest
+import reasoning_gym
+
+from arithmetic import Scratch
+from families.simple_equations import lesson
+from lesson import Lesson
+
+LEVELS = {
+    "easy": {"min_terms": 2, "max_terms": 2, "max_value": 10},
+    "default": {"min_terms": 2, "max_terms": 3, "max_value": 20},
+    "hard": {"min_terms": 3, "max_terms": 4, "max_value": 50},
+}
+LONGEST = {"easy": 160, "default": 400, "hard": 800}
+
+
+@cache
+def lessons(level: str, size: int = 300) -> list[Lesson]:
+    source = reasoning_gym.create_dataset("simple_equations", seed=11, size=size, **LEVELS[level])
+    return [lesson(item) for item in source]
+
+
+def text_of(page: Scratch) -> str:
+    return "".join(text for text, _ in page.pieces)
+
+
+def check_lines(text: str) -> None:
+    assert text.endswith("\n")
+    assert "\n\n" not in text
+    assert not text.startswith("\n")
+    assert "So the answer" not in text
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_every_route_reaches_the_reference_answer(level: str) -> None:
+    for one in lessons(level):
+        for place, (name, route) in enumerate(one.routes):
+            page = Scratch(random.Random(0))
+            assert (str(route(page)), name) == (one.answer, name), one.question
+            assert all(target for _, target in page.pieces)
+            check_lines(text_of(page))
+            assert len(text_of(page)) <= LONGEST[level] + 200 * place
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_every_elementary_result_is_true(level: str) -> None:
+    for one in lessons(level):
+        for _, route in one.routes:
+            page = Scratch(random.Random(0))
+            route(page)
+            for left, right in re.findall(r"(?<![\d*+/-])(\d+(?:[*+-]\d+)+)=(\d+)(?![\d*])", text_of(page)):
+                assert eval(left) == int(right), text_of(page)
+            for larger, smaller in re.findall(r"(\d+)>(\d+)", text_of(page)):
+                assert int(larger) > int(smaller)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_check_accepts_the_answer_only(level: str) -> None:
+    for one in lessons(level):
+        for _, check in one.checks:
+            for claimed in (one.answer, str(int(one.answer) + 1), str(int(one.answer) - 1), "-3", "0", "10000"):
+                page = Scratch(random.Random(0))
+                assert check(page, claimed) == (claimed == one.answer)
+                check_lines(text_of(page))
+            for claimed in ("", "x", "1/2", "3.5", "--1", "\\frac{1}{2}"):
+                assert not check(Scratch(random.Random(0)), claimed)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_routes_and_checks_go_on_after_any_slip(level: str) -> None:
+    changed = total = 0
+    for number, one in enumerate(lessons(level)[:40]):
+        writers = [route for _, route in one.routes]
+        writers += [lambda s, check=check, one=one: check(s, one.answer) for _, check in one.checks]
+        for place, write in enumerate(writers):
+            clean = Scratch(random.Random(number))
+            right = write(clean)
+            for chosen in range(clean.results):
+                page = Scratch(random.Random(number), slip_at=chosen)
+                value = write(page)
+                assert isinstance(value, bool) == (place == len(one.routes))
+                check_lines(text_of(page))
+                assert [target for _, target in page.pieces].count(False) == 1
+                slipped = [target for _, target in page.pieces].index(False)
+                assert page.pieces[:slipped] == clean.pieces[:slipped]
+                assert page.pieces[slipped][0] != clean.pieces[slipped][0]
+                assert len(text_of(page)) < 2000
+                for larger, smaller in re.findall(r"(?<!\d)(\d+)-(\d+): ", text_of(page)):
+                    assert int(larger) >= int(smaller)
+                changed += value != right
+                total += 1
+    assert changed / total > 0.5
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_code_prints_the_answer(level: str) -> None:
+    for number, one in enumerate(lessons(level)):
+        if number < 3:
+            done = subprocess.run([sys.executable, "-c", one.code], capture_output=True, text=True, check=True)
+            assert done.stdout.strip() == one.answer
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            exec(one.code, {})
+        assert printed.getvalue().strip() == one.answer
+        assert 1 <= one.code.count("\n") + 1 <= 12
+        assert 2 <= len(one.plan) <= 5
+
+
+def written(equation: str, answer: int) -> str:
+    item = {"question": equation, "answer": str(answer), "metadata": {"equation": equation, "variable": "x"}}
+    page = Scratch(random.Random(0))
+    assert lesson(item).routes[0][1](page) == answer
+    return text_of(page)
+
+
+@pytest.mark.parametrize(
+    ("equation", "answer", "text"),
+    [
+        ("8*x - 9 = 23", 4, "8*x=23+9: 3+9=12, 2+0+1=3 -> 32\n32/8=4\nx=4\n"),
+        ("12 - 8*x = -20", 4, "8*x=12+20: 2+0=2, 1+2=3 -> 32\n32/8=4\nx=4\n"),
+        ("-3*x - 15 = -27", 4, "3*x=-15+27=27-15: 7-5=2, 2-1=1 -> 12\n12/3=4\nx=4\n"),
+        ("5*x = 15", 3, "5*x=15\n15/5=3\nx=3\n"),
+        ("7 - x = 0", 7, "x=7\nx=7\n"),
+        ("-5*x = -15", 3, "5*x=15\n15/5=3\nx=3\n"),
+        ("69*x = 690", 10, "69*x=690\n690/69: 69/69=1, 69*10: 9*1=9, 6*1=6 -> 690\nx=10\n"),
+        (
+            "44*x = 1716",
+            39,
+            "44*x=1716\n1716/44: 17/4=4, 44*40: 4*4=16, 4*4+1=17 -> 1760\n1760>1716, 44*30: 4*3=12, 4*3+1=13 -> 1320\n"
+            "1716-1320: 6-0=6, 11-2=9, 7-3-1=3, 1-1=0 -> 396\n396/44: 39/4=9, 44*9: 4*9=36, 4*9+3=39 -> 396\n"
+            "30+9=39\nx=39\n",
+        ),
+    ],
+)
+def test_routes_by_hand(equation: str, answer: int, text: str) -> None:
+    assert written(equation, answer) == text
