@@ -46,7 +46,7 @@ _ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONUTF8": "1", "
 """The seed of hashes is fixed so that the same program prints its sets in the same order again."""
 _START_SECONDS = 60.0  # a busy machine takes long to start a process
 _END_SECONDS = 10.0
-_ESCAPED_SECONDS = 0.2  # what outlives its guard keeps the pipes open
+_QUIET_SECONDS = 0.2  # after the end: another process, forked off this one meanwhile, may hold the pipes open
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +211,7 @@ def _run(folder: str, limits: Limits) -> Result:
     return Result(
         stdout=stdout,
         stderr=stderr,
-        status=seen.limit or _status(code, stderr, told.get("cpu", 0.0) >= limits.cpu_seconds),
+        status=seen.limit or _status(code, stderr, told.get("cpu", 0.0) > cpu),
         code=code,
         seconds=seen.seconds,
         isolation=Isolation(told["missing"]),
@@ -222,7 +222,7 @@ def _status(code: int | None, stderr: str, spent: bool) -> Status:
     if code == 0:
         return "ok"
     if code is None or code < 0:
-        return "timeout" if spent and code in (-signal.SIGXCPU, -signal.SIGKILL) else "crash"
+        return "timeout" if code == -signal.SIGXCPU or (code == -signal.SIGKILL and spent) else "crash"
     last = stderr.rstrip().rpartition("\n")[2]
     return "memory" if last.startswith("MemoryError") else "error"
 
@@ -244,7 +244,7 @@ class _Seen:
 
 
 def _follow(streams: dict[str, IO[bytes]], limits: Limits) -> _Seen:
-    """Read what the program writes and the guard reports, until the guard is gone or a limit is reached."""
+    """Read what the program writes and the guard reports, until the program ends or reaches a limit."""
     seen = _Seen({name: bytearray() for name in streams})
     now = time.monotonic()
     started = ended = 0.0
@@ -256,15 +256,19 @@ def _follow(streams: dict[str, IO[bytes]], limits: Limits) -> _Seen:
             if now >= deadline:
                 seen.limit = None if ended else "timeout"
                 break
-            for key, _ in selector.select(deadline - now):
+            ready = selector.select(min(deadline - now, _QUIET_SECONDS) if ended else deadline - now)
+            if ended and not ready:
+                break
+            for key, _ in ready:
                 data = os.read(key.fd, 1 << 16)
                 seen.texts[key.data] += data
                 if not data:
                     selector.unregister(key.fileobj)
                 if key.data == "report":
                     now = time.monotonic()
-                    started, ended = started or now, 0.0 if data else now
-                    deadline = now + _ESCAPED_SECONDS if ended else started + limits.seconds
+                    started = started or now
+                    ended = now if not data or seen.texts["report"].count(b"\n") > 1 else 0.0
+                    deadline = ended + _END_SECONDS if ended else started + limits.seconds
                 elif (excess := len(seen.texts["stdout"]) + len(seen.texts["stderr"]) - limits.output) > 0:
                     del seen.texts[key.data][-excess:]
                     seen.limit = "output"

@@ -205,22 +205,23 @@ def become_program(settings: dict[str, Any], walls: Walls, spare: int | None) ->
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")  # before the host's own processes
     os.chdir(box)
-    network = walls.build("network", call, "unshare", NEW_NETWORK)
-    if walls.build("files", own_files, box, visible, code, settings["file_bytes"]):
+    own_network = walls.build("network", call, "unshare", NEW_NETWORK)
+    own_root = walls.build("files", own_files, box, visible, code, settings["file_bytes"])
+    if own_root:
         program, hand_over = "/program.py", []
     for capability in range(64):
         with suppress(OSError):  # there are fewer, or this process may not
             call("prctl", DROP_CAPABILITY, capability, 0, 0, 0)
     call("prctl", NO_NEW_PRIVILEGES, 1, 0, 0, 0)
-    if hand_over:
+    if not own_root:
         walls.build("files", landlock, walls, folder, visible)
     if walls.own_users:
         others = 1 if "contained" in walls.missing else 2  # the guard and the keeper
     elif spare and walls.build("user", become, spare, python, program, hand_over):
         walls.missing.pop("contained", None)
     call("capset", struct.pack("Ii", 0x20080522, 0), bytes(24))  # where root has to stay root, it is in name only
-    if not walls.build("network", refuse_calls) and network and not hand_over:
-        walls.missing.pop("network")  # no network but its own, and no named sockets of others to be found
+    if not walls.build("network", refuse_calls) and own_network and own_root:
+        walls.missing.pop("network")  # it has only its own, and no named sockets of others to be found
     call("prctl", DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
     walls.build("processes", bound_processes, others + settings["processes"])
     for name, (soft, hard) in settings["limits"].items():
@@ -269,6 +270,7 @@ def main() -> None:
     settings = json.loads(sys.argv[1])
     report = settings["report"]
     os.set_inheritable(report, False)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # who ignores it has nobody to wait for
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # until there is somebody to kill
     walls = Walls()
     alone = walls.build("contained", call, "unshare", NEW_PROCESSES)

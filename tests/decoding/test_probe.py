@@ -39,7 +39,9 @@ def test_probes_leave_the_rows_alone_and_equal_a_plain_computation(pebble64: Tor
     settings = Settings(max_tokens=100, batch_size=3)
 
     def traces(controllers: list[Controller]) -> dict[str, tuple[int, ...]]:
-        found = decode(pebble64, jobs, settings, lambda j: Plan(pebble64.render(j.problem.messages), controllers), "test")
+        found = decode(
+            pebble64, jobs, settings, lambda j: Plan(pebble64.render(j.problem.messages), controllers), "test"
+        )
         return {t.problem_id: tuple(i for s in t.segments if s.kind != "probe" for i in s.ids) for t in found}
 
     assert traces([asking]) == traces([])

@@ -140,7 +140,7 @@ def test_a_cap_plays_so_many_tokens_wherever_it_falls(between: str, opener: str)
             assert trace.text == response
             assert budget >= len(thinking) - 1
         else:
-            stated = "\\boxed{7}" if "7." in played else ""
+            stated = "\\boxed{7}" if "7" in played else ""
             newline = "" if played.endswith("\n") else "\n"
             assert trace.text == f"{played}{newline}</think>\n\n{stated}"
             assert trace.answer == ("7" if stated else None)
@@ -209,12 +209,8 @@ def test_bench_end_to_end(tmp_path: Path) -> None:
     assert again == summary
     assert (tmp_path / "run" / "records.jsonl").read_text().splitlines() == lines
     verdicts = examine(name)["methods"]
-    assert {slug for slug in ("vanilla", "cap", "first-try", "s1") if verdicts[slug] == "runs"} == {
-        "vanilla",
-        "cap",
-        "first-try",
-        "s1",
-    }
+    assert [verdicts[slug] for slug in ("vanilla", "cap", "first-try", "s1")] == ["runs"] * 4
+    assert "only plays recordings back" in verdicts["cgrs"]
 
 
 def test_a_task_with_the_same_questions_will_do(tmp_path: Path) -> None:
@@ -254,10 +250,9 @@ class _Write(Controller):
 
 
 @pytest.mark.parametrize("text", ["Wait", "\nWait", "\n\n", "</think>\n\nThe answer"])
-@pytest.mark.parametrize("after", [2, 9, 30, 70])
+@pytest.mark.parametrize("after", [2, 9, 30, 55])
 def test_a_controller_that_writes_something_else_is_refused_while_it_runs(text: str, after: int) -> None:
     model = replay(R1)
-    assert after < len(model.encode(R1))
     with pytest.raises(ThriftyError, match="only plays recordings back"):
         list(_steered(model, _Write(text, after)))
 

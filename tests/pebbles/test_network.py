@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Iterator
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -70,7 +68,7 @@ def test_the_loss_counts_targets_only() -> None:
     ids, targets = torch.randint(50, (2, 12)), torch.randint(50, (2, 12))
     targets[0, 3:] = targets[1, 1:] = -100
     logits = logits_of(network, ids)
-    expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100)
+    expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
     torch.testing.assert_close(network.loss(ids, targets), expected)
 
 
@@ -144,7 +142,16 @@ class Killed(Exception):
 def arguments(out: Path) -> argparse.Namespace:
     shutil.copy(TOKENIZER, out / "tokenizer.json")  # training one takes half a minute
     return argparse.Namespace(
-        out=str(out), tokens=6000, batch_tokens=1024, hidden=32, layers=1, lr=1e-2, seed=1, checkpoint_seconds=0.0
+        out=str(out),
+        tokens=9000,
+        batch_tokens=1024,
+        hidden=128,
+        layers=1,
+        lr=1e-2,
+        seed=1,
+        checkpoint_seconds=0.0,
+        tokenizer=None,
+        workers=0,
     )
 
 
@@ -152,25 +159,29 @@ def arguments(out: Path) -> argparse.Namespace:
 def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kill_after = 0
 
-    def few(*args: Any, **kwargs: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
-        # pools of 4 documents, after each of which a checkpoint is written
-        for number, batch in enumerate(data.batches(*args, **kwargs, pool=4)):
-            if number == kill_after > 0:
-                raise Killed
-            yield batch
+    class Few(data.Pools):
+        """Pools of 4 documents, after each of which a checkpoint is written."""
 
-    monkeypatch.setattr(train, "batches", few)
+        def __init__(self, seed: int, tokenizer: str, tokens: int) -> None:
+            super().__init__(seed, tokenizer, tokens, size=4)
+
+        def __getitem__(self, pool: int) -> list[data.Batch]:
+            if pool == kill_after > 0:
+                raise Killed
+            return super().__getitem__(pool)
+
+    monkeypatch.setattr(train, "Pools", Few)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # sums on a GPU come in no fixed order
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
     straight.mkdir()
     resumed.mkdir()
     train.train(arguments(straight))
-    kill_after = 4
+    kill_after = 3
     with pytest.raises(Killed):
         train.train(arguments(resumed))
     before = torch.load(resumed / "checkpoint.pt", weights_only=True)["counters"]
-    assert 0 < before["tokens"] < 6000
-    assert before["document"] == 4 * len((resumed / "log.jsonl").read_text().splitlines())
+    assert 0 < before["tokens"] < 9000
+    assert before["pool"] == 3 == len((resumed / "log.jsonl").read_text().splitlines())
     kill_after = 0
     train.train(arguments(resumed))
 
@@ -178,8 +189,8 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path, monkeypatch: p
     assert first.keys() == second.keys()
     for name in first:
         assert torch.equal(first[name], second[name]), name
-    assert not torch.equal(first["model.norm.weight"], torch.ones(32, dtype=torch.float16))  # it did learn
+    assert not torch.equal(first["model.norm.weight"], torch.ones(128, dtype=torch.float16))  # it did learn
     rows = [[json.loads(line) for line in (f / "log.jsonl").read_text().splitlines()] for f in (straight, resumed)]
-    assert [(r["tokens"], r["document"], r["loss"]) for r in rows[0]] == [
-        (r["tokens"], r["document"], r["loss"]) for r in rows[1]
+    assert [(r["tokens"], r["pool"], r["loss"]) for r in rows[0]] == [
+        (r["tokens"], r["pool"], r["loss"]) for r in rows[1]
     ]

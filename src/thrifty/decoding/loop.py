@@ -285,9 +285,7 @@ def decode(
         yield row.trace(method)
 
 
-def decode_rows(
-    model: TorchModel, plans: Iterable[tuple[Job, Plan] | None], settings: Settings
-) -> Iterator[Row]:
+def decode_rows(model: TorchModel, plans: Iterable[tuple[Job, Plan] | None], settings: Settings) -> Iterator[Row]:
     """Decode plans in a batch that refills itself; see `decode`.
 
     Args:

@@ -261,7 +261,7 @@ class ReplayModel(TorchModel, TextModel):
             )
         if sample >= len(samples):
             raise ThriftyError(
-                f"{self.name!r} holds {len(samples)} recordings of {key[:60]!r}, but {sample + 1} samples are asked for: "
+                f"{self.name!r} holds {len(samples)} recordings of {key[:60]!r}, no sample {sample + 1}: "
                 f"ask for {len(samples)} at the most"
             )
         return [*self.encode(text), self.vocabulary_size + samples[sample]]
