@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 
-from thrifty.bench.runner import first_correct
 from thrifty.bench.statistics import PerProblem, cap_budget_for, paired_bootstrap, wilson
 from thrifty.methods import get_method
 from thrifty.models.base import Settings, jobs_for
@@ -113,7 +112,7 @@ class Replay:
         """Return the scored traces of a method, in the order of problems and samples."""
         longest = max(map(len, (r.response for r in self.model.recordings)))
         settings = Settings(
-            max_tokens=2 * longest, answer_reserve=0, loop_stop=loop_stop, samples=self.samples, batch_size=64
+            max_tokens=2 * longest, answer_reserve=0, loop_stop=loop_stop, samples=self.samples, batch_size=256
         )
         jobs = jobs_for(self.problems.values(), self.samples)
         traces = list(get_method(spec).solve(self.model, jobs, settings))
@@ -139,23 +138,32 @@ class Replay:
         return PerProblem(thinking.mean(1), correct.mean(1))
 
     def positions(self, vanilla: Sequence[Trace]) -> dict[str, Any]:
-        """Return where right answers stand in the thinking of untouched traces."""
+        """Return where the right answer first stands in the thinking of untouched traces.
+
+        ``stated`` is the first line that states it as the answer, in the eyes of first-try's detector; ``mentioned``
+        the first line that holds its digits at all, by chance or not. The truth lies between the two.
+        """
         thinking = np.array([t.usage.thinking for t in vanilla])
-        candidate = [first_correct(t, self.problems[t.problem_id], self.task, self.model) for t in vanilla]
-        mention = [self._first_mention(t) for t in vanilla]
-        lines = [t.thinking_text.split("\n") for t in vanilla]
-        stated = sum(any(extract_candidates(line) for line in of_one) for of_one in lines)
+        lines = [t.thinking_text.splitlines(keepends=True) for t in vanilla]
+        candidates = [[extract_candidates(line) for line in of_one] for of_one in lines]
+        problems = [self.problems[t.problem_id] for t in vanilla]
+        stated, mentioned = [], []
+        for problem, of_one, stated_by_line in zip(problems, lines, candidates, strict=True):
+            digits = re.compile(rf"(?<![\d.,]){re.escape(problem.answer or '')}(?!\d|[.,]\d)")
+            right = [c is not None and self.score(problem, c) for c in stated_by_line]
+            stated.append(self._tokens_through(of_one, right))
+            mentioned.append(self._tokens_through(of_one, [bool(digits.search(line)) for line in of_one]))
         return {
-            "some_line_states_a_candidate_share": _rounded(stated / len(vanilla)),
-            "candidate": _position(candidate, thinking),
-            "mention": _position(mention, thinking),
+            "some_candidate_share": _rounded(np.mean([any(of_one) for of_one in candidates])),
+            "stated": _position(stated, thinking),
+            "mentioned": _position(mentioned, thinking),
         }
 
-    def _first_mention(self, trace: Trace) -> int | None:
-        """Return how many tokens stand before the end of the first line that holds the reference's digits."""
-        reference = self.problems[trace.problem_id].answer or ""
-        found = re.search(rf"(?<![\d.,]){re.escape(reference)}(?!\d|[.,]\d)[^\n]*\n?", trace.thinking_text)
-        return len(self.model.encode(trace.thinking_text[: found.end()])) if found else None
+    def _tokens_through(self, lines: Sequence[str], wanted: Sequence[bool]) -> int | None:
+        """Return how many tokens stand up to the end of the first wanted line."""
+        if not any(wanted):
+            return None
+        return sum(len(self.model.encode(line)) for line in lines[: wanted.index(True) + 1])
 
     def against(self, traces: Sequence[Trace], vanilla: Sequence[Trace]) -> dict[str, Any]:
         """Return what a method saved and cost."""
@@ -220,7 +228,7 @@ class Replay:
                 "right": right,
                 "of": count,
                 "accuracy_ci": interval,
-                "tokens_mean": tokens / count,
+                "tokens_mean": _rounded(tokens / count),
             }
         return found
 

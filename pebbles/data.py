@@ -38,10 +38,10 @@ FAMILY_WEIGHTS = {
     "leg_counting": 3,
     "gcd": 4,
     "simple_equations": 4,
-    "letter_counting": 3,
-    "number_sorting": 2,
-    "gsm_symbolic": 6,
-    "knights_knaves": 4,
+    "letter_counting": 6,
+    "number_sorting": 3,
+    "gsm_symbolic": 7,
+    "knights_knaves": 5,
 }
 LEVEL_WEIGHTS = {"easy": 3, "default": 5, "hard": 2}
 FORMAT_WEIGHTS = {"long": 10, "short": 4, "direct": 2, "plan": 2, "code": 2}
@@ -94,9 +94,13 @@ def _draw(rng: random.Random, weights: dict[str, int]) -> str:
 
 
 def train_tokenizer(documents: Documents, vocab_size: int = 1024, sample: int = 12_000) -> Tokenizer:
-    """Train a small byte-level BPE in which every digit is a token of its own."""
+    """Train a small byte-level BPE in which every digit is a token of its own.
+
+    What has to be copied should be the same tokens wherever it stands: capitalised words, which are names
+    mostly, never have the blank before them, and small words keep it after punctuation too.
+    """
     tokenizer = Tokenizer(BPE())
-    word = Regex(r" ?[A-Za-z]+|\d|\n+| ?[^\sA-Za-z\d]+ ?|\s")
+    word = Regex(r" ?[a-z]+|[A-Z][a-z]*|\d|\n+| ?[^\sA-Za-z\d]+(?: (?![a-z]))?|\s")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(word, behavior="isolated"),

@@ -141,7 +141,7 @@ def short(lesson: Lesson, rng: random.Random) -> Pieces:
     return [*working, (f"So the answer is {value}.\n", True), *answered(value)]
 
 
-def direct(lesson: Lesson, rng: random.Random) -> Pieces:
+def direct(lesson: Lesson, _rng: random.Random) -> Pieces:
     """Write the answer only."""
     return answered(lesson.answer)
 
@@ -153,7 +153,7 @@ def plan(lesson: Lesson, rng: random.Random) -> Pieces:
     return [(f"Plan:\n{steps}\n", True), *working, (f"So the answer is {value}.\n", True), *answered(value)]
 
 
-def code(lesson: Lesson, rng: random.Random) -> Pieces:
+def code(lesson: Lesson, _rng: random.Random) -> Pieces:
     """Write a program whose output is the answer, in place of an answer."""
     return [(f"{THINK_CLOSE}\n\n```python\n{lesson.code.strip()}\n```<|end|>", True)]
 

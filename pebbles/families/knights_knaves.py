@@ -48,7 +48,7 @@ class Puzzle:
         return ", ".join(words[:-1]) + f", and {words[-1]}"
 
     def header(self, case: Case) -> str:
-        return ", ".join(f"{name}={self.roles[knight]}" for name, knight in zip(self.names, case, strict=True))
+        return ", ".join(f"{name} {self.roles[knight]}" for name, knight in zip(self.names, case, strict=True))
 
 
 def _read(statement: Sequence[Any]) -> Claim:

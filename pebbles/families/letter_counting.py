@@ -39,6 +39,7 @@ def _name_words(s: Scratch, words: list[str], place: int) -> tuple[str, int]:
     """Write the word that comes next and return it with the place after it; a slip skips or repeats a word."""
     word = words[place]
     near = [i for i in (place + 1, place - 1) if 0 <= i < len(words) and words[i] != word]
+    s.write("- ")  # a blank before it, as in the question, makes it the same token
     written = s.choose(word, [words[i] for i in near])
     if written != word:
         place = next(i for i in near if words[i] == written)

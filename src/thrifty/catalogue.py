@@ -147,6 +147,17 @@ _ENTRIES: tuple[Entry, ...] = (
     _entry("s1", "control", Need.SAMPLING, "2501.19393",
            "s1: Simple test-time scaling",
            "budget forcing: the thinking is closed at a budget, or prolonged with 'Wait'", kind="baseline"),
+    _entry("majority", "collaborate", Need.SAMPLING, "2203.11171",
+           "Self-Consistency Improves Chain of Thought Reasoning in Language Models",
+           "a vote over several samples", kind="baseline"),
+    _entry("best-of-n", "collaborate", Need.SAMPLING, "2110.14168",
+           "Training Verifiers to Solve Math Word Problems",
+           "of several samples the one that a scorer likes best", kind="baseline"),
+    _entry("particle-filtering", "collaborate", Need.SAMPLING, "2502.01618",
+           "Rollout Roulette: A Probabilistic Inference Approach to Inference-Time Scaling of LLMs using Particle-Based "
+           "Monte Carlo Methods",
+           "4x to 16x better scaling than deterministic search; Qwen2.5-Math-1.5B above GPT-4o with 4 rollouts",
+           kind="baseline"),
 
     # Control: watch one stream and steer it.
     _entry("arm", "control", Need.SAMPLING, "2505.20258",

@@ -333,6 +333,53 @@ def _stream(model: Model, method: Any, question: str, settings: Settings, silent
 
 
 @app.command()
+def tune(
+    name: Annotated[
+        str, typer.Argument(help="A method, options of its tuning in brackets, as 'diffadapt(samples=4)'.")
+    ],
+    out: Annotated[Path, typer.Option(help="JSON file to write; trained gates lie beside it as .safetensors.")],
+    model: ModelOption = "pebble",
+    task: Annotated[
+        str, typer.Option("--task", "-t", help="Its train split; measure a file as FILE.jsonl(hold_out=true) then.")
+    ] = "mix",
+    limit: Annotated[int, typer.Option(min=1, help="Number of problems.")] = 200,
+    seed: SeedOption = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows decoded together.")] = 32,
+    as_json: JsonOption = False,
+    max_tokens: MaxTokensOption = 1024,
+    temperature: TemperatureOption = 0.0,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    think: ThinkOption = None,
+) -> None:
+    """Teach a method what it must know of your model: train its gates, calibrate its thresholds."""
+    from thrifty.methods import tunable_class
+    from thrifty.methods.tuning import Tuning, lines_of
+    from thrifty.models import load_model
+    from thrifty.models.torch import TorchModel
+    from thrifty.spec import parse_spec
+    from thrifty.tasks import load_task
+
+    slug, options = parse_spec(name)
+    cls = tunable_class(slug)
+    source = load_task(task, hold_out=True)
+    settings = _settings(max_tokens=max_tokens, temperature=temperature, seed=seed, batch_size=batch_size)
+    loaded = load_model(model, device=device, dtype=dtype, think=think)
+    try:
+        if not isinstance(loaded, TorchModel):
+            raise ThriftyError(f"{slug!r} is tuned on a model's inside: load the weights here, as in --model FOLDER")
+        with _progress() as progress:
+            artefact = cls.tune(Tuning(slug, loaded, source, settings, limit, options, progress))
+    finally:
+        loaded.close()
+    paths = artefact.save(out)
+    if as_json:
+        _print_json(artefact.report)
+        return
+    typer.echo("\n".join([*lines_of(artefact.report), *map(str, paths)]))
+
+
+@app.command()
 def doctor(
     model: ModelOption = "pebble",
     as_json: JsonOption = False,

@@ -1,23 +1,26 @@
 """Runs Python programs that a model wrote, in a process that can reach and spend little.
 
 Always held: limits on time, memory of each process, file size, open files and output; an environment and a working
-directory with nothing in them; no input. Held where the kernel lets it, and named in `Isolation`:
+folder with nothing of this process in them; no input. Held where the kernel lets it, and named in `Isolation`:
 
-- ``files``: sees the standard library and the system's programs and libraries, read-only, and an empty folder; nothing
-  in anybody's home, nothing of this process. Own mounts, else Landlock, which still shows that a file exists.
+- ``files``: reads the standard library and the system's programs and libraries, writes to a folder of its own, opens
+  nothing else. By mounts of its own, else by Landlock, which lets a program see that a file exists.
 - ``network``: opens no socket, not even to this machine.
-- ``processes``: a limit on their number, tried out before the program starts.
-- ``contained``: signals no process but its own, and all that it starts is dead when `run` returns.
+- ``processes``: has no more of them than it may; the kernel is put to the test before the program starts.
+- ``contained``: signals no process but its own, and all that it starts is dead when `run` returns or this process dies.
 
-As root, or where user namespaces are allowed, all four hold on Linux 5.14 and later; in most containers `isolation`
-tells what does.
+Seen on Linux 6.18: all four as root and as a user who may make user namespaces. Where no namespace can be made, as in
+most containers: all four as root, if other users may run this Python; as a user all but ``contained``, for a program
+could try to outrun the hunt for what it leaves behind.
 
-NOT protected against: a hole in the kernel or in Python; side channels; exhaustion below the limits, which multiply
-(``processes`` times ``memory``; files kept in memory are not in that; there is no limit on the sum); reading what any
-user may read under /usr and in the Python installation, and using whatever programs lie there; a program that lies
-about its own result, as by printing the expected answer or by ending with code 0. Without ``contained`` a program may
-kill what this user runs, and survive; without ``files`` it reads and writes what this user may. It is no substitute
-for a virtual machine where somebody attacks on purpose.
+NOT protected against:
+
+- holes in the kernel, side channels, and what any user may read or run under /usr and in the Python installation;
+- exhaustion below the limits, which multiply, memory by ``processes`` to begin with. There is no limit on all memory
+  together, nor on all files together where ``files`` is held by Landlock;
+- a program that lies about itself, by printing the answer that is looked for or by ending with code 0;
+- what a missing protection names: without ``contained`` it may kill what this user runs and outlive `run`, without
+  ``files`` it reads and writes what this user may. Against deliberate attack use a virtual machine.
 """
 
 from __future__ import annotations
@@ -46,6 +49,7 @@ _ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONUTF8": "1", "
 """The seed of hashes is fixed so that the same program prints its sets in the same order again."""
 _START_SECONDS = 60.0  # a busy machine takes long to start a process
 _END_SECONDS = 10.0
+_MOST_SECONDS = 3600.0  # that the system call takes at a time
 _QUIET_SECONDS = 0.2  # after the end: another process, forked off this one meanwhile, may hold the pipes open
 
 
@@ -103,8 +107,7 @@ class Result:
     """What a program did.
 
     Attributes:
-        stdout: what it wrote, bytes that are no UTF-8 replaced; both streams end where the limit on output was reached.
-        stderr: likewise.
+        stdout, stderr: what it wrote, bytes that are no UTF-8 replaced; both end where the limit on output was reached.
         status: "ok" for exit code 0, "error" for another, "crash" for death by a signal; "timeout" (either clock),
             "output" and "memory" for a limit. Memory is told by Python's last line, a MemoryError.
         code: exit code, or minus the signal; None where the sandbox ended the program.
@@ -129,14 +132,14 @@ class Result:
 
 
 def run(code: str, limits: Limits = DEFAULT_LIMITS) -> Result:
-    """Run a Python program, with the standard library and this interpreter's version; threads may do so at once.
+    """Run a Python program with this version of Python and the standard library; threads may do so at once.
 
     Args:
         code: the source text.
         limits: what it may spend.
 
     Returns:
-        What it did; whatever it does, it raises nothing here.
+        What it did; nothing that it does raises an exception here.
 
     Raises:
         ThriftyError: this is not Linux, or no process can be started.
@@ -256,7 +259,7 @@ def _follow(streams: dict[str, IO[bytes]], limits: Limits) -> _Seen:
             if now >= deadline:
                 seen.limit = None if ended else "timeout"
                 break
-            ready = selector.select(min(deadline - now, _QUIET_SECONDS) if ended else deadline - now)
+            ready = selector.select(min(deadline - now, _QUIET_SECONDS if ended else _MOST_SECONDS))
             if ended and not ready:
                 break
             for key, _ in ready:
@@ -289,9 +292,8 @@ def _end(guard: subprocess.Popen[bytes]) -> None:
 
 def _remove(folder: str) -> None:
     try:
-        Path(folder, "program.py").unlink()
-        Path(folder, "box").rmdir()
-        Path(folder).rmdir()
+        for path in (Path(folder, "box"), Path(folder, "program.py"), Path(folder)):
+            path.rmdir() if path.is_dir() else path.unlink()
     except OSError:  # without own mounts the program wrote here, perhaps deeper than shutil can climb
-        subprocess.run(["chmod", "-R", "u+rwx", folder], stderr=subprocess.DEVNULL, check=False)
-        subprocess.run(["rm", "-rf", folder], check=False)
+        for command in (["chmod", "-R", "u+rwx"], ["rm", "-rf"]):
+            subprocess.run([*command, folder], stderr=subprocess.DEVNULL, check=False)

@@ -16,9 +16,9 @@ import resource
 import signal
 import struct
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -84,7 +84,7 @@ def own_files(box: str, visible: list[str], program: bytes, size: int) -> None:
     """Move to a file system in memory that shows libraries and Python, all read-only, and has a /tmp to write in."""
     call("unshare", NEW_MOUNTS)
     call("mount", None, b"/", None, PRIVATE_ALL, None)
-    options = f"mode=755,nr_inodes=16384,size={size}".encode()
+    options = f"mode=755,nr_inodes=16384,size={size + len(program)}".encode()
     call("mount", b"tmpfs", box.encode(), b"tmpfs", NO_SETUID_NO_DEVICES, options)
     read_only_no_setuid = struct.pack("QQQQ", 0x3, 0, 0, 0)
     for source in map(Path, [*visible, *DEVICES]):
@@ -106,7 +106,7 @@ def own_files(box: str, visible: list[str], program: bytes, size: int) -> None:
     os.chdir("/tmp")
 
 
-def landlock(walls: Walls, folder: str, visible: list[str]) -> None:
+def landlock(folder: str, visible: list[str]) -> None:
     """Give up all files but some to read and a folder to write in; from Linux 6.12 on also signals to others."""
     version = call("syscall", LANDLOCK_CREATE, None, 0, 1)
     everything = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(version, 16)) - 1
@@ -120,8 +120,6 @@ def landlock(walls: Walls, folder: str, visible: list[str]) -> None:
         os.close(file)
     call("syscall", LANDLOCK_RESTRICT, rules, 0)
     os.close(rules)
-    if version >= 6:
-        walls.missing.pop("contained", None)
 
 
 def refuse_calls() -> None:
@@ -142,34 +140,34 @@ def refuse_calls() -> None:
 
 
 def spare_user() -> int | None:
-    """Return a user that nobody is, so that its processes can be counted and harm no others; None unless root."""
-    first, _, length = map(int, Path("/proc/self/uid_map").read_text().splitlines()[-1].split())
-    if os.geteuid() != 0 or length < NOBODY:
-        return None
-    return min(first + length - 1, 2_000_000_000) - os.getpid() % min(length // 2, 1 << 22)
+    """Return a user ID that nobody has, nor the one below it; None unless this is root where such are to be had."""
+    last = 2_000_000_000
+    first, _, length = Path("/proc/self/uid_map").read_text().split()[:3]
+    return last - 2 * (os.getpid() % (1 << 22)) if (os.geteuid(), first) == (0, "0") and int(length) > last else None
 
 
-def become(user: int, python: str, program: str, hand_over: list[str]) -> None:
-    """Change the user, if the new one can run the program."""
-    os.setgroups([])
-    os.setresgid(user, user, user)
-    for path in hand_over:
+def become(user: int, python: str, program: str, own: list[str]) -> None:
+    """Change the user and the owner of its files, unless the new one could not run Python."""
+    for path in own:
         os.chown(path, user, user)
+    os.setgroups([])
     os.setresuid(user, -1, -1)  # the real one is what access() asks
     if not (os.access(python, os.X_OK) and os.access(program, os.R_OK)):
         os.setresuid(0, -1, -1)
+        for path in own:
+            os.chown(path, 0, -1)
         raise OSError(13, f"another user may not run {python}")
+    os.setresgid(user, user, user)
     os.setresuid(user, user, user)
 
 
-def tasks_of(user: int) -> int:
-    """Return the threads that a user has, which the limit on processes counts."""
-    total = 0
+def processes() -> dict[int, dict[str, str]]:
+    """Return what the kernel tells of each process."""
+    found = {}
     for status in Path("/proc").glob("[0-9]*/status"):
         with suppress(OSError):  # ended meanwhile
-            fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
-            total += int(fields["Threads"]) if int(fields["Uid"].split()[0]) == user else 0
-    return total
+            found[int(status.parent.name)] = dict(line.split(":", 1) for line in status.read_text().splitlines())
+    return found
 
 
 def bound(what: int, soft: int, hard: int) -> None:
@@ -197,8 +195,13 @@ def become_program(settings: dict[str, Any], walls: Walls, spare: int | None) ->
     """Build the walls that a process builds around itself, and run the program behind them."""
     folder, python, visible = settings["folder"], settings["python"], settings["visible"]
     program, box = f"{folder}/program.py", f"{folder}/box"
-    hand_over = [folder, program, box]
-    others = 0 if walls.own_users or os.getuid() == 0 else tasks_of(os.getuid()) - 1
+    own = [folder, program, box]
+    others = 0  # which the limit will count besides
+    if walls.own_users:
+        others = 1 if "contained" in walls.missing else 2  # the guard and the keeper
+    elif not spare:
+        counted = (status for status in processes().values() if status["Uid"].split()[0] == str(os.getuid()))
+        others = sum(int(status["Threads"]) for status in counted) - 1
     code = Path(program).read_bytes()
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.setsid()
@@ -208,16 +211,14 @@ def become_program(settings: dict[str, Any], walls: Walls, spare: int | None) ->
     own_network = walls.build("network", call, "unshare", NEW_NETWORK)
     own_root = walls.build("files", own_files, box, visible, code, settings["file_bytes"])
     if own_root:
-        program, hand_over = "/program.py", []
+        program, own = "/program.py", []
     for capability in range(64):
         with suppress(OSError):  # there are fewer, or this process may not
             call("prctl", DROP_CAPABILITY, capability, 0, 0, 0)
     call("prctl", NO_NEW_PRIVILEGES, 1, 0, 0, 0)
     if not own_root:
-        walls.build("files", landlock, walls, folder, visible)
-    if walls.own_users:
-        others = 1 if "contained" in walls.missing else 2  # the guard and the keeper
-    elif spare and walls.build("user", become, spare, python, program, hand_over):
+        walls.build("files", landlock, folder, visible)
+    if spare and walls.build("processes", become, spare, python, program, own):
         walls.missing.pop("contained", None)
     call("capset", struct.pack("Ii", 0x20080522, 0), bytes(24))  # where root has to stay root, it is in name only
     if not walls.build("network", refuse_calls) and own_network and own_root:
@@ -226,14 +227,14 @@ def become_program(settings: dict[str, Any], walls: Walls, spare: int | None) ->
     walls.build("processes", bound_processes, others + settings["processes"])
     for name, (soft, hard) in settings["limits"].items():
         bound(getattr(resource, f"RLIMIT_{name}"), soft, hard)
-    walls.missing.pop("user", None)
     tell(settings["report"], missing=walls.missing)
     os.execve(python, [python, "-P", "-s", "-S", program], settings["environment"])
 
 
 def tell(report: int, **news: object) -> None:
-    """Send news to the process that started the guard."""
-    os.write(report, json.dumps(news).encode() + b"\n")
+    """Send news to the process that started the guard, if it is still there."""
+    with suppress(BrokenPipeError):
+        os.write(report, json.dumps(news).encode() + b"\n")
 
 
 def wait_for(child: int, report: int | None) -> None:
@@ -246,23 +247,48 @@ def wait_for(child: int, report: int | None) -> None:
         tell(report, code=os.waitstatus_to_exitcode(status), cpu=usage.ru_utime + usage.ru_stime)
 
 
-def kill(pid: int, *_: object) -> None:
-    """Kill a process, if it is still there."""
+def send(number: int, pid: int) -> None:
+    """Send a signal to a process, if it is still there."""
     with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, number)
 
 
-def hunt() -> None:
-    """Kill what the program left behind: orphans become children of the guard, and of nobody else."""
+def offspring() -> set[int]:
+    """Return the processes below this one."""
+    parents = {pid: int(status["PPid"]) for pid, status in processes().items()}
+    found = [os.getpid()]
+    for parent in found:
+        found += [pid for pid in parents if parents[pid] == parent]
+    return set(found[1:])
+
+
+def hunt(spare: int | None) -> None:
+    """Kill what the program left behind; orphans have become children of the guard, and of nobody else.
+
+    A user of its own is killed at one blow, from which no fork escapes. Others are stopped first: one that is killed
+    makes room for a fork bomb to grow back.
+    """
+    if spare:
+        killer = os.fork()
+        if killer == 0:
+            os.setresuid(spare - 1, spare, spare - 1)  # a user whom the program cannot kill in turn
+            send(signal.SIGKILL, -1)
+            os._exit(0)
+        os.waitpid(killer, 0)
     while True:
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            with suppress(OSError):
-                if int(stat.read_text().rpartition(")")[2].split()[1]) == os.getpid():
-                    kill(int(stat.parent.name))
+        stopped: set[int] = set()
+        while fresh := offspring() - stopped:
+            for pid in fresh:
+                send(signal.SIGSTOP, pid)
+            stopped |= fresh
+        for pid in stopped:
+            send(signal.SIGKILL, pid)
         try:
-            os.wait()
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
         except ChildProcessError:
             return
+        time.sleep(0.01)
 
 
 def main() -> None:
@@ -293,10 +319,11 @@ def main() -> None:
             tell(report, failed=f"{type(error).__name__}: {error}")
         finally:
             os._exit(0)
-    signal.signal(signal.SIGTERM, partial(kill, child))
+    signal.signal(signal.SIGTERM, lambda *_: send(signal.SIGKILL, child))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     wait_for(child, None if alone else report)
-    hunt()
+    if not alone:
+        hunt(spare)
 
 
 if __name__ == "__main__":

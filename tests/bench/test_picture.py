@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from test_report import many, meta, record, run
 
-from thrifty.bench.picture import draw_pareto
+from thrifty.bench.picture import _curves, _names, _points, draw_pareto
 from thrifty.bench.statistics import summarise
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -29,3 +29,19 @@ def test_picture_is_a_png_of_the_promised_size(tmp_path: Path) -> None:
 def test_picture_of_next_to_nothing(records: list[dict[str, Any]], tmp_path: Path) -> None:
     draw_pareto(summarise(records, meta("vanilla", "same")), tmp_path / "p.png")
     assert (tmp_path / "p.png").read_bytes().startswith(PNG)
+
+
+def test_a_method_with_several_options_is_a_curve_of_one_colour(tmp_path: Path) -> None:
+    sweep = {"tldr(temperature=0.5)": 50, "tldr(temperature=0.9)": 90, "tldr(temperature=0.7)": 70, "tldr": 80}
+    others = {"vanilla": 100, "cgrs+tldr(temperature=0.5)": 60, "cgrs": 85, "odd (": 20}
+    records = [record("a", method, thinking=tokens) for method, tokens in {**others, **sweep}.items()]
+    summary = summarise(records, meta(*others, *sweep))
+    points = _points(summary)
+    (curve,) = _curves(points)
+    assert [point.name for point in curve] == sorted(sweep, key=lambda spec: sweep[spec])
+    assert len({point.colour for point in curve}) == 1
+    assert len({point.colour for point in points}) == 1 + len(others)
+    draw_pareto(summary, tmp_path / "p.png")
+    assert (tmp_path / "p.png").read_bytes().startswith(PNG)
+    whole = {name: name for name in (*others, "tldr", "tldr(temperature=0.5)")}
+    assert _names(points) == whole | {f"tldr(temperature=0.{i})": f"temperature=0.{i}" for i in (7, 9)}

@@ -16,6 +16,7 @@ from thrifty.bench.statistics import (
     Interval,
     PerProblem,
     cap_budget_for,
+    e3,
     newcombe,
     over_budget,
     paired_bootstrap,
@@ -201,6 +202,22 @@ def test_cap_budget_refuses(arguments: tuple[list[int], list[int]]) -> None:
         cap_budget_for(*arguments, target_mean_total=3, closing_cost=0)
 
 
+def test_e3_worked_numbers() -> None:
+    assert e3(0.8, 400) == pytest.approx(0.0016)
+    assert e3(80, 400) == pytest.approx(16)  # the same in percent
+    with pytest.raises(ValueError, match="undefined"):
+        e3(0.8, 0)
+
+
+def test_e3_counts_latent_steps_and_stays_silent_where_nothing_was_generated() -> None:
+    records = [record("a", "latent", thinking=3, latent_steps=6), record("a", "silent", thinking=0, answer=0)]
+    found = summarise(records, meta("latent", "silent"))["methods"]
+    assert found["latent"]["generated_tokens_mean"] == 10
+    assert found["latent"]["e3"] == pytest.approx(0.1)
+    assert found["silent"]["generated_tokens_mean"] == 0
+    assert found["silent"]["e3"] is None
+
+
 def test_pareto_front() -> None:
     assert pareto_front([]) == []
     assert pareto_front([(100, 0.8), (50, 0.7), (60, 0.6), (100, 0.8), (100, 0.7), (120, 0.8)]) == [1, 0, 3]
@@ -253,6 +270,8 @@ def test_summary_worked_numbers() -> None:
         "accuracy": 0.5,
         "tokens_mean": 25.0,
         "thinking_tokens_mean": 12.0,
+        "generated_tokens_mean": 13.0,  # 14 + 6 + 1 and 4 + 1: no prompt, probes or helpers
+        "e3": pytest.approx(0.25 / 13),
         "exit_reasons": {"cgrs": 1, "model": 1},
         "budget_violations": 1,
         "first_correct_tokens_mean": 9.0,
@@ -324,7 +343,7 @@ def test_summary_without_vanilla_or_without_records() -> None:
     assert summary["m"]["accuracy"] == 1.0
     assert summary["empty"]["n"] == 0
     assert summary["empty"]["accuracy"] is summary["empty"]["accuracy_ci"] is summary["empty"]["tokens_mean"] is None
-    assert summary["empty"]["first_correct_tokens_mean"] is None
+    assert summary["empty"]["first_correct_tokens_mean"] is summary["empty"]["e3"] is None
 
 
 def test_vanilla_counts_even_if_it_was_not_asked_for_and_may_be_the_cap() -> None:

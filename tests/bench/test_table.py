@@ -28,8 +28,9 @@ def test_table_shows_every_number_within_80_columns(tmp_path: Path) -> None:
     text = printed(table(summary))
     assert max(map(len, text.splitlines())) <= 80
     row = next(line for line in text.splitlines() if "cgrs+first-try" in line)
-    assert row.split() == ["cgrs+first-try", "90.0%", "39.5", "32.5", "0.84", "-10.0", "75.0%", "1,234s"]
+    assert row.split() == ["cgrs+first-try", "90.0%", "39.5", "32.5", "0.84", "-10.0", "75.0%", "23.48", "1,234s"]
     assert "m on t: 20 responses of each method, seed 0" in text
+    assert "e3 is the accuracy (a fraction) squared for each thousand tokens generated" in " ".join(text.split())
 
 
 def test_table_survives_what_is_missing_and_markup_in_names() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thrifty.errors import ThriftyError
-from thrifty.traces.selection import argbest, classes, settled, shortest, tally, vote
+from thrifty.traces.selection import argbest, classes, shortest, still_needed, tally, vote
 
 ALIKE = {"half": ("1/2", "0.5", r"\frac{1}{2}", "50%"), "three": ("3", "3.0", "x = 3"), "paris": ("Paris", "paris.")}
 answer = st.sampled_from([text for texts in ALIKE.values() for text in texts]) | st.none()
@@ -64,15 +64,35 @@ def test_the_winning_class_depends_on_the_order_only_in_a_tie(given: list[str | 
     assert sorted(tally(shuffled).values()) == votes
     if votes and votes.count(votes[-1]) == 1:
         a, b = vote(given), vote(shuffled)
-        assert a is not None and b is not None and name(given[a]) == name(shuffled[b])
+        assert a is not None
+        assert b is not None
+        assert name(given[a]) == name(shuffled[b])
 
 
-@given(st.lists(st.sampled_from(["1", "2", "3", None]), max_size=5), st.integers(0, 3))
-def test_settled_exactly_when_no_continuation_changes_the_winner(given: list[str | None], remaining: int) -> None:
-    """Against brute force over all continuations, an answer that nobody has given yet among them."""
-    rest = itertools.product(["1", "2", "3", "4", None], repeat=remaining)
-    winners = {vote([*given, *more]) for more in rest}
-    assert settled(given, remaining) == (len(winners) == 1)
+def settled(given: list[str | None], remaining: int) -> bool:
+    """By brute force over all continuations, with answers that nobody has given yet among them."""
+    new = [f"new {i}" for i in range(remaining)]
+    return len({vote([*given, *more]) for more in itertools.product([*given, *new, None], repeat=remaining)}) <= 1
+
+
+@given(st.lists(st.sampled_from(["1", "2", "3", None]), max_size=4), st.integers(0, 3))
+def test_still_needed_is_the_fewest_that_can_settle_the_vote(given: list[str | None], remaining: int) -> None:
+    needed = still_needed(given, remaining)
+    for count in range(remaining + 1):
+        could = any(
+            settled([*given, *more], remaining - count)
+            for more in itertools.product(["1", "2", "3", "4", None], repeat=count)
+        )
+        assert could == (count >= needed)
+
+
+def test_still_needed_on_worked_numbers() -> None:
+    assert still_needed([], 5) == 3
+    assert still_needed([], 4) == 2  # the first class wins a tie
+    assert still_needed(["A", "A", "B"], 2) == 1
+    assert still_needed(["A", "A", "B"], 1) == 0
+    assert still_needed(["B", "A", "A"], 1) == 1
+    assert still_needed([None, None], 0) == 0
 
 
 def test_shortest_and_argbest() -> None:

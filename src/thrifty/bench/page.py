@@ -319,11 +319,11 @@ class _Piece(NamedTuple):
 
 def _cut(segments: Sequence[Mapping[str, Any]]) -> Iterator[_Piece]:
     """Yield the response from its segments; out of the middle of a long one, a mark of what is missing."""
-    pieces = [
-        _Piece(s["phase"], "mark" * (s["kind"] == "injected"), s["text"])
-        for s in segments
-        if s["kind"] not in ("probe", "helper")
-    ]
+    pieces: list[_Piece] = []
+    for s in segments:
+        if s["kind"] not in ("probe", "helper"):
+            phase = pieces[-1].phase if s["phase"] == "aside" and pieces else s["phase"]  # shown where it was said
+            pieces.append(_Piece(phase, "mark" * (s["kind"] == "injected"), s["text"]))
     total = sum(len(piece.text) for piece in pieces)
     hidden = range(MAX_CHARACTERS * 2 // 3, total - MAX_CHARACTERS // 3) if total > MAX_CHARACTERS else range(0)
     start = 0

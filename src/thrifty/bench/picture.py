@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from itertools import cycle
+from itertools import cycle, pairwise
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from thrifty.bench.statistics import VANILLA, pareto_front
 from thrifty.bench.table import Summary, heading, plain, shortened, size
-from thrifty.errors import MissingExtra
+from thrifty.errors import MissingExtra, ThriftyError
+from thrifty.spec import parse_spec, split_specs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -76,12 +79,25 @@ class _Point(NamedTuple):
         return self.tokens, self.accuracy
 
 
+def _method(spec: str) -> str:
+    """Return a specification without its options; what is none stands for itself."""
+    try:
+        return "+".join(parse_spec(part)[0] for part in split_specs(spec, "+"))
+    except ThriftyError:
+        return spec
+
+
 def _points(summary: Summary) -> list[_Point]:
-    colours = cycle(_COLOURS)
+    """Return a point for each method; those of one method with different options share a colour."""
+    fresh = cycle(_COLOURS)
+    colours = {VANILLA: "#222222"}
+    for method in map(_method, summary["methods"]):
+        if method not in colours:
+            colours[method] = next(fresh)
     return [
         _Point(
             name=spec,
-            colour="#222222" if spec == VANILLA else next(colours),
+            colour=colours[_method(spec)],
             tokens=row["tokens_mean"],
             accuracy=100 * row["accuracy"],
             low=100 * row["accuracy_ci"][0],
@@ -90,6 +106,24 @@ def _points(summary: Summary) -> list[_Point]:
         for spec, row in summary["methods"].items()
         if row["n"]
     ]
+
+
+def _curves(points: Sequence[_Point]) -> list[list[_Point]]:
+    """Return the points of each method that was run with several options, fewest tokens first."""
+    curves: dict[str, list[_Point]] = {}
+    for point in sorted(points, key=lambda point: point.at):
+        curves.setdefault(_method(point.name), []).append(point)
+    return [curve for curve in curves.values() if len(curve) > 1]
+
+
+def _names(points: Sequence[_Point]) -> dict[str, str]:
+    """Return what to write at each point: a curve names its method once, and further on the options alone."""
+    names = {point.name: point.name for point in points}
+    for curve in _curves(points):
+        for name in (point.name for point in curve[1:]):
+            begin = f"{_method(name)}("
+            names[name] = name[len(begin) : -1] if name.startswith(begin) else name
+    return names
 
 
 def _caps(summary: Summary) -> list[tuple[float, float]]:
@@ -112,6 +146,8 @@ def _draw_points(axes: Axes, points: Sequence[_Point], caps: Sequence[tuple[floa
             *zip(*caps, strict=True), color="#9a9a9a", linestyle="--", linewidth=1.1, marker="o", markersize=6,
             markerfacecolor="white", zorder=2, label="plain cap on the thinking",
         )  # fmt: skip
+    for curve in _curves(points):
+        axes.plot(*zip(*(p.at for p in curve), strict=True), color=curve[0].colour, linewidth=1.6, alpha=0.6, zorder=3)
     for point in points:
         vanilla = point.name == VANILLA
         axes.errorbar(
@@ -142,6 +178,8 @@ def _label(axes: Axes, points: Sequence[_Point], caps: Sequence[tuple[float, flo
     taken = [around(p.tokens, p.accuracy, p.accuracy, 10) for p in points]
     taken += [around(p.tokens, p.low, p.high, 3) for p in points]
     taken += [around(tokens, accuracy, accuracy, 6) for tokens, accuracy in caps]
+    for before, after in (pair for curve in _curves(points) for pair in pairwise(curve)):
+        taken += [around(tokens, accuracy, accuracy, 3) for tokens, accuracy in np.linspace(before.at, after.at, 20)]
     inside = axes.get_window_extent()
 
     def cost(extent: Bbox) -> float:
@@ -150,6 +188,7 @@ def _label(axes: Axes, points: Sequence[_Point], caps: Sequence[tuple[float, flo
         covered = [Bbox.intersection(extent, other) for other in taken]
         return float(hidden + sum(b.width * b.height for b in covered if b))
 
+    names = _names(points)
     for point in sorted(points, key=lambda p: p.at):
         places: list[tuple[float, float, float, str, str]] = [  # its anchor's accuracy, offset in points, alignment
             (point.accuracy, dx, dy * far, across, upright)
@@ -162,7 +201,7 @@ def _label(axes: Axes, points: Sequence[_Point], caps: Sequence[tuple[float, flo
             for dx, across in ((0, "center"), (12, "right"), (-12, "left"))
             for end, dy, upright in ((point.high, 3, "bottom"), (point.low, -4, "top"))
         ]
-        name, halo = shortened(plain(point.name), 36), [withStroke(linewidth=3, foreground="white")]
+        name, halo = shortened(plain(names[point.name]), 36), [withStroke(linewidth=3, foreground="white")]
         label = axes.annotate(
             name, point.at, (0, 0), textcoords="offset points", fontsize=10.5, zorder=6,
             color=point.colour, weight="bold", parse_math=False, path_effects=halo,

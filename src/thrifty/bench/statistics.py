@@ -199,6 +199,26 @@ def cap_budget_for(
     return int(within[-1]) if len(within) else 0
 
 
+def e3(accuracy: float, tokens: float) -> float:
+    """Return the E3 of a set of problems: accuracy times accuracy for each token, ``A * (A / T)``.
+
+    >>> round(e3(0.8, 400), 6)
+    0.0016
+
+    Source: Plan and Budget, arXiv 2505.16122; card ``plan-and-budget``.
+
+    Args:
+        accuracy: mean over the set; as a fraction here, in percent the value is 10,000 times as large.
+        tokens: mean tokens generated for a response, without prompt, probes and helpers; a latent step counts as one.
+
+    Raises:
+        ValueError: nothing was generated, so that it is undefined.
+    """
+    if tokens <= 0:
+        raise ValueError("E3 is undefined where nothing was generated")
+    return accuracy * accuracy / tokens
+
+
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     """Return the indices of the points that no other point dominates, fewest tokens first.
 
@@ -288,13 +308,15 @@ class _Tally:
 
     def own(self) -> dict[str, Any]:
         """Return what the summary says of this method without looking at another."""
-        n = self.n
+        n, accuracy, generated = self.n, self.accuracy(), self.usage.generated + self.usage.latent_steps
         return {
             "n": n,
-            "accuracy": self.accuracy(),
+            "accuracy": accuracy,
             "accuracy_ci": list(wilson(self.correct, n)) if n else None,
             "tokens_mean": self.usage.total / n if n else None,
             "thinking_tokens_mean": self.thinking / n if n else None,
+            "generated_tokens_mean": generated / n if n else None,
+            "e3": e3(accuracy, generated / n) if accuracy is not None and generated else None,
             "usage": asdict(self.usage),
             "exit_reasons": dict(sorted(self.exits.items(), key=lambda e: (-e[1], e[0]))),
             "budget_violations": self.violations,

@@ -40,7 +40,7 @@ class Cell(NamedTuple):
     tone: str = ""  # good, bad, or neither
 
 
-COLUMNS = ("accuracy", "tokens", "thinking", "ratio", "change", "cap", "time")
+COLUMNS = ("accuracy", "tokens", "thinking", "ratio", "change", "cap", "e3", "time")
 """Headings of the cells of a method."""
 _STYLES = {"good": "green", "bad": "red", "": ""}
 
@@ -70,6 +70,11 @@ def percent(value: float | None, form: str = ".1f") -> str:
     return "-" if value is None else f"{value * 100:{form}}%"
 
 
+def _e3(value: float | None) -> str:
+    """Write an E3 for a thousand tokens, and a dash for none."""
+    return "-" if value is None else f"{value * 1000:.2f}"
+
+
 def _tone(ends: Sequence[float] | None, no_effect: float, good_below: bool) -> str:
     """Say what an interval shows: nothing as long as it holds the value of no effect."""
     if ends is None or ends[0] <= no_effect <= ends[1]:
@@ -93,6 +98,7 @@ def cells(row: Mapping[str, Any]) -> tuple[Cell, ...]:
             _tone(change_ci, 0, False),
         ),
         Cell(percent(row["cap_accuracy_at_same_tokens"])),
+        Cell(_e3(row["e3"])),
         Cell(number(row["wall_seconds"]) + "s" * (row["wall_seconds"] is not None)),
     )
 
@@ -117,7 +123,8 @@ def notes(summary: Summary) -> list[str]:
     """Return what a reader must know beside the numbers."""
     found = [
         "Small: 95% intervals. Ratio (of tokens) and change (of accuracy, in points) are against vanilla on the same "
-        "problems; cap is the accuracy of a plain cap on the thinking that spends as many tokens."
+        "problems; cap is the accuracy of a plain cap on the thinking that spends as many tokens; e3 is the accuracy "
+        "(a fraction) squared for each thousand tokens generated (without prompt, probes and helpers)."
     ]
     for spec, row in summary["methods"].items():
         if row["n"] < _most(summary):
@@ -191,7 +198,7 @@ def _table(title: str, remarks: Sequence[str]) -> Table:
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
-        padding=(0, 0, 0, 1),
+        padding=0,
     )
     found.add_column("method", overflow="fold", min_width=8)
     return found

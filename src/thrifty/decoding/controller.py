@@ -30,13 +30,20 @@ class Batch(Protocol):
         """
         ...
 
-    def rewrite(self, row: Row, start: int, pieces: Sequence[tuple[str, bool]]) -> None:
-        """Replace a row's response from a token on, and read what replaces it.
+    def rewrite(
+        self, row: Row, start: int, pieces: Sequence[tuple[str | Sequence[int], bool]], aside: bool = False
+    ) -> None:
+        """Replace a row's response from a token on, and read what replaces it. To be called in `begin` or `after_token`.
 
         Args:
             row: whose.
             start: index of the first token to replace.
-            pieces: what to put there: texts, and whether the method wrote them.
+            pieces: what to put there: texts or token ids, and whether the method wrote them.
+            aside: whether what the method wrote is an aside to the model: no part of the thinking or the answer,
+                in which markers mean nothing.
+
+        Raises:
+            ValueError: no token would remain.
         """
         ...
 

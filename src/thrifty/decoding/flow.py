@@ -16,9 +16,9 @@ from typing import Literal
 from thrifty.decoding.controller import Controller
 from thrifty.decoding.loop import Plan, decode_rows
 from thrifty.decoding.row import Row
-from thrifty.models.base import Job, Settings
+from thrifty.models.base import Job, Settings, TextModel
 from thrifty.models.torch import TorchModel
-from thrifty.traces.trace import Segment, Trace, Usage
+from thrifty.traces.trace import Message, Segment, Trace, Usage
 
 Role = Literal["sample", "probe", "helper"]
 
@@ -37,16 +37,19 @@ class Call:
         keep: whether the row may be gone on from.
         stream: which of the job's random streams it draws from, None for the next in the flow's order;
             the first is the one that the plain model draws from.
+        messages: the conversation, for a model that takes no rendered prompt (`thrifty.decoding.text_flow`); empty
+            for the problem's own.
     """
 
     prompt: str = ""
     controllers: Sequence[Controller] = ()
     settings: Settings | None = None
-    model: TorchModel | None = None
+    model: TorchModel | TextModel | None = None
     prefix: str = ""
     parent: Row | None = None
     keep: bool = False
     stream: int | None = None
+    messages: Sequence[Message] = ()
 
 
 Flow = Generator[Sequence[Call], list[Row], Trace]
@@ -103,6 +106,7 @@ def run_flows(
             mine = Job(job.problem, job.sample)
             awaited[id(mine)] = (state, i)
             answering = call.model or model
+            assert isinstance(answering, TorchModel), "beside a local model, helpers are local too"
             models[id(answering)] = answering
             stream = state.streams if call.stream is None else call.stream
             state.streams += 1
@@ -160,13 +164,21 @@ def conclude(
     Args:
         chosen: the row whose response it is.
         method: the specification of the method.
-        others: every other row that was decoded for it, with its role; their texts follow as side streams.
+        others: every other row that was decoded for it, with its role; their texts follow as side streams, but for
+            those that the chosen one went on from, which it holds.
         events: what to tell reports, beside what the row's controllers noted.
     """
     trace = chosen.trace(method)
     for row, role in others:
         trace.usage = trace.usage + account(row, role)
         kind: Literal["probe", "helper"] = "helper" if role == "helper" else "probe"
-        trace.segments.append(Segment(kind, "answer", row.text()))
+        if row.ids and not _within(row, chosen):
+            trace.segments.append(Segment(kind, "answer", row.text()))
     trace.events = {**trace.events, **(events or {})}
     return trace
+
+
+def _within(row: Row, chosen: Row) -> bool:
+    """Tell whether a row is the beginning of another, as one that it went on from is."""
+    shared = row.prompt_ids is chosen.prompt_ids and len(row.ids) <= chosen.inherited
+    return shared and chosen.ids[: len(row.ids)] == row.ids

@@ -82,19 +82,26 @@ class DecodeBatch:
         return copy
 
     @torch.inference_mode()
-    def rewrite(self, row: Row, start: int, pieces: Sequence[tuple[str, bool]]) -> None:
+    def rewrite(
+        self, row: Row, start: int, pieces: Sequence[tuple[str | Sequence[int], bool]], aside: bool = False
+    ) -> None:
         """Replace a row's response from a token on; see `thrifty.decoding.controller.Batch`."""
         place = next(i for i, other in enumerate(self.rows) if other is row)
-        fresh = self.session.fork([place], room=sum(len(text) for text, _ in pieces))
-        row.rewrite(start, pieces)
-        behind = row.ids[start:] if self._appended else row.ids[start:-1]
-        fresh.rewind(0, fresh.lengths[0] - len(row.prompt_ids) - start)
-        if behind:
-            fresh.append([behind])
+        row.rewrite(start, pieces, aside)
+        whole = [*row.prompt_ids, *row.ids]
+        # in a step, the newest token is read at its end; before the first one, reading it is what gives logits
+        end = len(whole) if self._appended else len(whole) - 1
+        stored = self.session.lengths[place]
+        known = min(stored, len(row.prompt_ids) + start, end - 1 if self._appended else end)
+        fresh = self.session.fork([place], room=end - known)
+        fresh.rewind(0, stored - known)
+        if known < end:
+            with self._tapping(self._controllers[id(row)], fresh):
+                fresh.append([whole[known:end]])
             row.usage.forward_passes += 1
         self.session.put(place, fresh)
         if not self._appended:
-            self._pending[place] = row.ids[-1]
+            self._pending[place] = whole[-1]
 
     @torch.inference_mode()
     def admit(self, rows: Sequence[Row], controllers: Sequence[Sequence[Controller]]) -> None:
@@ -111,7 +118,7 @@ class DecodeBatch:
         self.rows.extend([*fresh, *heirs])
         for row, its_controllers in zip(rows, controllers, strict=True):
             self._controllers[id(row)] = its_controllers
-            row.usage.forward_passes += not row.inherited
+            row.usage.forward_passes += not row.continues
             if row.settings.thinking_budget is not None:
                 row.events["budget"] = row.settings.thinking_budget
                 if row.settings.thinking_budget == 0 and row.thinking:
@@ -123,9 +130,11 @@ class DecodeBatch:
             controller.begin([r for r in mine if id(r) in entered], self)
         self._show_hidden(entered)
 
-    def _tapping(self, controllers: Iterable[Controller]) -> AbstractContextManager[None]:
+    def _tapping(
+        self, controllers: Iterable[Controller], session: Session | None = None
+    ) -> AbstractContextManager[None]:
         layers = sorted({layer for controller in controllers for layer in controller.taps})
-        return self.session.tap(layers) if layers else nullcontext()
+        return (session or self.session).tap(layers) if layers else nullcontext()
 
     def _show_hidden(self, only: Container[int] | None = None) -> None:
         for controller, places in self._steered["see_hidden"]:
@@ -153,7 +162,8 @@ class DecodeBatch:
         self._pending, self._appended = tokens, False
         for controller, places in self._steered["after_token"]:
             controller.after_token(rows if places is None else [rows[i] for i in places], self)
-        gone = self._remove([i for i, row in enumerate(rows) if self._limits(row)])
+        ended = [i for i, row in enumerate(rows) if self._limits(row)]
+        gone = self._remove([i for i in ended if not rows[i].keep])
         if self.rows:
             with self._tapping(c for row in self.rows for c in self._controllers[id(row)]):
                 session.append(torch.tensor(self._pending, device=self.model.device))
@@ -162,7 +172,8 @@ class DecodeBatch:
         self._appended = True
         if self._steered["see_hidden"]:
             self._show_hidden()
-        return gone
+        # a row that is gone on from takes part in the pass over its newest token, whose states it keeps too
+        return gone + self._remove([i for i, row in enumerate(self.rows) if row.stopped])
 
     def _remove(self, places: list[int]) -> list[Row]:
         rows = self.rows

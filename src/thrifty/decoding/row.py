@@ -44,6 +44,8 @@ class Row:
         keep: whether its cache is wanted when it stops.
         kept: a session of this row alone, its newest token included, once it has stopped.
         inherited: tokens in `ids` that another row wrote, whose cache this one took over.
+        continues: whether it took over the cache of another row, which may not have written anything.
+        asides: indices in `ids` of what methods told the model in between.
         begun: where the thinking stood before the first token.
     """
 
@@ -70,6 +72,8 @@ class Row:
     keep: bool = False
     kept: Session | None = None
     inherited: int = 0
+    continues: bool = False
+    asides: set[int] = field(default_factory=set)
     begun: Phases = field(init=False)
     _runs: list[tuple[int, Kind, Phase]] = field(default_factory=list)
     _after_break: bool = False
@@ -93,8 +97,15 @@ class Row:
         """Of the newest token; the next one may begin another."""
         return self._runs[-1][2]
 
+    @property
+    def newest_kind(self) -> Kind:
+        """Of the newest token: who wrote it."""
+        return self._runs[-1][1]
+
     def text(self, start: int = 0) -> str:
-        """Return the text of the response from a token on."""
+        """Return the text of the response from a token on, asides left out."""
+        if self.asides:
+            return self.model.texts.text(self.ids[i] for i in range(start, len(self.ids)) if i not in self.asides)
         return self.model.texts.text(self.ids[start:])
 
     def line_text(self) -> str:
@@ -122,9 +133,9 @@ class Row:
 
     def settle(self) -> None:
         """Complete the account; the row has ended."""
-        known = len(self.prompt_ids) + self.inherited if self.inherited else 0
+        known = len(self.prompt_ids) + self.inherited if self.continues else 0
         read = len(self.prompt_ids) + len(self.ids) - known
-        self.usage.prompt += 0 if self.inherited else len(self.prompt_ids)
+        self.usage.prompt += 0 if self.continues else len(self.prompt_ids)
         self.usage.flops += self.model.flops(read + self.usage.reread, known)
         self.usage.wall_seconds = time.perf_counter() - self.started
 
@@ -160,6 +171,15 @@ class Row:
             self.usage.answer += 1
         self._follow_lines(found, token)
 
+    def _record_aside(self, token: int) -> None:
+        """Append one token of an aside: no marker, line or repetition of the response is to be seen in it."""
+        if not self._runs or self._runs[-1][1:] != ("injected", "aside"):
+            self._runs.append((len(self.ids), "injected", "aside"))
+        self.asides.add(len(self.ids))
+        self.ids.append(token)
+        self.usage.injected += len(self.ids) > self.inherited
+        self.line_ended = self.paragraph_ended = False
+
     def _follow_lines(self, found: tuple[int, ...], token: int) -> None:
         tracker = self.model.tracker
         self.line = self._next_line
@@ -183,31 +203,52 @@ class Row:
         heir = Row(job, settings, self.model, key, self.prompt_ids, replace(self.phases), list(self.ids))
         heir.thinking_tokens, heir.closed_by = self.thinking_tokens, self.closed_by
         heir.inherited, heir._runs, heir.begun = len(self.ids), list(self._runs), self.begun
+        heir.asides = set(self.asides)
+        heir.continues = True
         heir._after_break, heir._next_line = self._after_break, self._next_line
         heir.line = heir._next_line
         return heir
 
-    def rewrite(self, start: int, pieces: Sequence[tuple[str, bool]]) -> None:
-        """Replace the response from a token on; what is written again counts as the same tokens.
+    def rewrite(
+        self, start: int, pieces: Sequence[tuple[str | Sequence[int], bool]], aside: bool = False
+    ) -> None:
+        """Replace the response from a token on.
+
+        The account keeps what was replaced, as reread: it was written once, and what stands there now is read.
 
         Args:
             start: index of the first token to replace.
-            pieces: what to put there: texts, and whether the method wrote them.
-        """
-        old = self.ids
-        forced = [kind == "injected" for i in range(len(self._runs)) for kind in self._kinds(i)][:start]
-        written = [(t, f) for text, f in pieces for t in self.model.encode(text)]
-        self.phases = replace(self.begun)
-        self.ids, self._runs, self.thinking_tokens = [], [], 0
-        self.usage.thinking = self.usage.answer = self.usage.injected = 0
-        self._after_break, self._next_line = False, 0
-        for token, was_forced in [*zip(old[:start], forced, strict=True), *written]:
-            self.record(token, was_forced)
-        self.usage.reread += len(written) - sum(f for _, f in written)
+            pieces: what to put there: texts or token ids, and whether the method wrote them.
+            aside: whether what the method wrote is an aside to the model.
 
-    def _kinds(self, run: int) -> list[Kind]:
-        stop = self._runs[run + 1][0] if run + 1 < len(self._runs) else len(self.ids)
-        return [self._runs[run][1]] * (stop - self._runs[run][0])
+        Raises:
+            ValueError: no token would remain.
+        """
+        written = [(t, f) for new, f in pieces for t in (self.model.encode(new) if isinstance(new, str) else new)]
+        if not start and not written:
+            raise ValueError("a response cannot be rewritten to nothing")
+        old, kinds, asides = self.ids[:start], self._kinds()[:start], self.asides
+        closer, closing = self.closed_by, self.closing
+        self.usage.reread += len(self.ids) - start
+        self.phases = replace(self.begun)
+        self.ids, self._runs, self.asides, self.thinking_tokens = [], [], set(), 0
+        self.usage.thinking = self.usage.answer = self.usage.injected = 0
+        self.closed_by = self.closing = None
+        self._after_break, self._next_line = False, 0
+        kept = [(token, kind == "injected", i in asides) for i, (token, kind) in enumerate(zip(old, kinds, strict=True))]
+        for token, forced, is_aside in [*kept, *((t, f, f and aside) for t, f in written)]:
+            if is_aside:
+                self._record_aside(token)
+            else:
+                self.record(token, forced)
+        self.closing = closing
+        if self.closed_by:  # the closer still stands, and so does who wrote it
+            self.closed_by = closer or self.closed_by
+
+    def _kinds(self) -> list[Kind]:
+        """Return the kind of each token."""
+        stops = [*(start for start, _, _ in self._runs[1:]), len(self.ids)]
+        return [kind for (start, kind, _), stop in zip(self._runs, stops, strict=True) for _ in range(start, stop)]
 
     def trace(self, method: str) -> Trace:
         """Return the finished record."""
@@ -215,7 +256,8 @@ class Row:
         for i, (start, kind, phase) in enumerate(self._runs):
             stop = self._runs[i + 1][0] if i + 1 < len(self._runs) else len(self.ids)
             ids = tuple(self.ids[start:stop])
-            segments.append(Segment(kind, phase, texts.text(t for t in ids if t not in end_ids), ids))
+            # asides hold turn markers, of which one may end a response
+            segments.append(Segment(kind, phase, texts.text(t for t in ids if phase == "aside" or t not in end_ids), ids))
         unclosed = self.phases.phase == "thinking"
         answer = "".join(s.text for s in segments if s.phase == "answer")
         return Trace(

@@ -26,7 +26,8 @@ class Session:
     Attributes:
         lengths: positions stored for each row.
         logits: ``(rows, vocab)``, float32 or the model's float64.
-        hidden: for tapped layers, the state at each row's last position: layer to ``(rows, hidden)``.
+        hidden: for layers tapped in the last pass, the state at each row's last position: layer to
+            ``(rows, hidden)``; NaN for a row that entered before they were tapped.
         forward_passes: passes of the model so far.
     """
 
@@ -174,13 +175,12 @@ class Session:
         self.lengths += other.lengths
         self._lengths = torch.cat([self._lengths, other._lengths])
         self.logits = torch.cat([self.logits, other.logits])
-        if not first:
-            self.hidden = dict(other.hidden)
-        else:
-            self.hidden = {
-                layer: torch.cat([states, other.hidden.get(layer, states.new_zeros(len(other), states.shape[1]))])
-                for layer, states in self.hidden.items()
-            }
+        self.hidden = {
+            layer: torch.cat(
+                [_states(self.hidden.get(layer), first, states), _states(other.hidden.get(layer), len(other), states)]
+            )
+            for layer, states in {**self.hidden, **other.hidden}.items()
+        }
 
     @torch.inference_mode()
     def put(self, row: int, other: Session) -> None:
@@ -207,8 +207,8 @@ class Session:
     def _grow(self, count: int) -> None:
         self.lengths = [n + count for n in self.lengths]
         self._lengths = self._lengths + count
-        if self._tapped is not None:
-            self.hidden = {layer: states[:, -1] for layer, states in self._tapped.items()}
+        tapped = self._tapped or {}
+        self.hidden = {layer: states[:, -1] for layer, states in tapped.items()}
 
     def _pass(self, first: int, inputs: Tensor, keep: Tensor | None) -> Tensor:
         """Run the model on the rows from ``first`` on; the lengths are left to the caller."""
@@ -237,13 +237,19 @@ class Session:
             self.lengths[row] += count
         self._lengths = self._lengths.clone()
         self._lengths[first:] += torch.tensor(counts, device=inputs.device)
+        old, self.hidden = self.hidden, {}
         if self._tapped is not None:
             ends = torch.tensor(last, device=inputs.device)
-            fresh = {layer: states[index, ends] for layer, states in self._tapped.items()}
             moved = torch.tensor([c > 0 for c in counts], device=inputs.device)[:, None]
-            for layer, states in fresh.items():
-                old = self.hidden.get(layer, states[:0])
-                if first + len(ids) == len(old):  # a row without new tokens keeps its state
-                    states = torch.where(moved, states, old[first:])
-                self.hidden[layer] = torch.cat([old[:first], states])
+            for layer, tapped in self._tapped.items():
+                states = tapped[index, ends]
+                before = _states(old.get(layer), len(self), states)
+                # a row without new tokens keeps its state
+                self.hidden[layer] = torch.cat([before[:first], torch.where(moved, states, before[first:])])
         return logits[index, place]
+
+
+def _states(known: Tensor | None, rows: int, like: Tensor) -> Tensor:
+    """Return states ``(rows, hidden)``: those known, then NaN for rows that were not tapped."""
+    known = like[:0] if known is None else known
+    return torch.cat([known, like.new_full((rows - len(known), like.shape[1]), torch.nan)])

@@ -11,6 +11,8 @@ from thrifty.methods.base import Composition, Method, build
 from thrifty.spec import parse_spec, split_specs
 
 ENTRY_POINT_GROUP = "thrifty.methods"
+ALIASES = {"tldr-ts": "tldr"}
+"""Further names of methods: of a paper with two systems, the one that works at inference."""
 
 
 def list_methods() -> list[str]:
@@ -33,6 +35,7 @@ def method_class(slug: str) -> type[Method]:
         UnknownName: no such method; planned ones are named as such.
         ThriftyError: a package registers something that is not a method.
     """
+    slug = ALIASES.get(slug, slug)
     plugins = _plugins()
     if slug in _built_in():
         module = import_module(CATALOGUE[slug].module)
@@ -66,3 +69,16 @@ def get_method(spec: str) -> Composition:
         slug, options = parse_spec(part)
         parts.append(build(method_class(slug), options))
     return Composition(parts)
+
+
+def tunable_class(slug: str) -> type[Method]:
+    """Return the class of a method that `thrifty tune` can tune.
+
+    Raises:
+        UnknownName: no such method, or it has nothing to tune.
+    """
+    cls = method_class(slug)
+    if cls.tune.__func__ is Method.tune.__func__:  # type: ignore[attr-defined]  # what a bound classmethod wraps
+        others = [name for name in list_methods() if "tune" in vars(method_class(name))]
+        raise UnknownName("method to tune", slug, others, f"{slug!r} has nothing to tune.")
+    return cls

@@ -13,8 +13,10 @@ from thrifty.models.base import Job, Model, Settings, TextModel
 from thrifty.traces.trace import Message, Trace
 
 if TYPE_CHECKING:
+    from thrifty.decoding.artefact import Artefact
     from thrifty.decoding.controller import Controller
     from thrifty.decoding.flow import Call, Flow
+    from thrifty.methods.tuning import Tuning
     from thrifty.models.torch import TorchModel
 
 
@@ -42,6 +44,21 @@ class Method:
         if cls.slug not in CATALOGUE:
             raise UnknownName("catalogue entry", cls.slug, CATALOGUE)
         return CATALOGUE[cls.slug]
+
+    @classmethod
+    def tune(cls, tuning: Tuning) -> Artefact:  # noqa: ARG003  # for those that override it
+        """Train or calibrate what the method needs to know of one model, on problems of a task's train split.
+
+        Args:
+            tuning: model, task, settings and options.
+
+        Returns:
+            What an option of the method takes by its path, once it is saved.
+
+        Raises:
+            ThriftyError: there is nothing to tune, or the problems do not tell enough.
+        """
+        raise ThriftyError(f"method {cls.slug!r} has nothing to tune")
 
     @property
     def spec(self) -> str:
@@ -107,6 +124,7 @@ class Stage:
         method: the specification of the whole composition, which traces carry.
         parts: the steering methods.
         watch: further controllers, which see every token of the main model's responses.
+        flow: the method whose flows play here.
     """
 
     model: TorchModel
@@ -114,19 +132,27 @@ class Stage:
     method: str
     parts: Sequence[Method] = ()
     watch: Sequence[Controller] = ()
+    flow: Method | None = None
 
     @functools.cached_property
     def controllers(self) -> list[Controller]:
         """The controllers of the steering methods, the same for all rows, and `watch`."""
         return [*(c for part in self.parts for c in part.controllers(self.model)), *self.watch]
 
+    @functools.cached_property
+    def own(self) -> list[Controller]:
+        """The controllers of the flow method itself, the same for all jobs; it names them in the calls they are for."""
+        return self.flow.controllers(self.model) if self.flow else []
+
     def render(self, job: Job, messages: Sequence[Message] | None = None) -> str:
-        """Return the prompt of a job as the steering methods want it.
+        """Return the prompt of a job as the steering methods want it, empty for a model that takes messages.
 
         Args:
             job: what is answered.
             messages: to use instead of the job's own.
         """
+        if Need.SAMPLING not in self.model.gives:
+            return ""
         prompt = self.model.render(messages or job.problem.messages)
         for part in self.parts:
             prompt = part.prompt(self.model, job, prompt)
@@ -161,18 +187,23 @@ def solve(
     for part in parts:
         part.check(model)
         settings = part.settings(settings)
+    flow = next((part for part in parts if isinstance(part, FlowMethod)), None)
     if isinstance(model, TextModel):
-        return model.respond(jobs, settings, name)
+        if flow is None or Need.SAMPLING in model.gives:  # recordings, which refuse by themselves what they can't play
+            return model.respond(jobs, settings, name)
+        from thrifty.decoding.text_flow import run_text_flows
+
+        texts = Stage(model, settings, name)  # type: ignore[arg-type]  # such a flow doesn't look inside the model
+        return run_text_flows(model, jobs, settings, functools.partial(flow.flow, texts))
     from thrifty.decoding.flow import run_flows
     from thrifty.decoding.loop import Plan, decode
     from thrifty.models.torch import TorchModel
 
     assert isinstance(model, TorchModel)
     steering = [part for part in parts if not isinstance(part, FlowMethod)]
-    stage = Stage(model, settings, name, steering, watch)
-    for part in parts:
-        if isinstance(part, FlowMethod):
-            return run_flows(model, jobs, settings, functools.partial(part.flow, stage))
+    stage = Stage(model, settings, name, steering, watch, flow)
+    if flow is not None:
+        return run_flows(model, jobs, settings, functools.partial(flow.flow, stage))
     return decode(model, jobs, settings, lambda job: Plan(stage.render(job), stage.controllers), name)
 
 
@@ -193,8 +224,8 @@ class Composition:
         flows = [p.slug for p in parts if isinstance(p, FlowMethod)]
         if len(flows) > 1:
             raise ThriftyError(
-                f"{flows[0]!r} and {flows[1]!r} each make several calls for a problem: compose one of them with methods "
-                "that steer a single response"
+                f"{flows[0]!r} and {flows[1]!r} each make several calls for a problem: compose one of them with "
+                "methods that steer a single response"
             )
         twice = {p.slug for p in parts if sum(q.slug == p.slug for q in parts) > 1}
         if twice:
@@ -234,17 +265,30 @@ def build(cls: type[Method], options: dict[str, Any]) -> Method:
     Raises:
         ThriftyError: an option that the method does not have, or a value of the wrong type.
     """
-    known = {f.name: f for f in dataclasses.fields(cls)}
+    return cls(**checked_options(cls, options, f"method {cls.slug!r}"))
+
+
+def checked_options(kind: Any, options: dict[str, Any], owner: str) -> dict[str, Any]:
+    """Return options as the fields of a dataclass want them.
+
+    Args:
+        kind: the dataclass; a default of None takes any value.
+        options: as a user wrote them.
+        owner: whose they are, for messages.
+
+    Raises:
+        ThriftyError: an option that it does not have, or a value of the wrong type.
+    """
+    known = {f.name: f for f in dataclasses.fields(kind)}
     for name, value in options.items():
         if name not in known:
             listed = ", ".join(known) or "none"
-            raise ThriftyError(f"method {cls.slug!r} has no option {name!r}; it has: {listed}")
+            raise ThriftyError(f"{owner} has no option {name!r}; it has: {listed}")
         default = known[name].default
         if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
             options[name] = float(value)
         elif default is not None and default is not dataclasses.MISSING and type(default) is not type(value):
             raise ThriftyError(
-                f"option {name!r} of method {cls.slug!r} is a {type(default).__name__} (default {default!r}), "
-                f"not {value!r}"
+                f"option {name!r} of {owner} is a {type(default).__name__} (default {default!r}), not {value!r}"
             )
-    return cls(**options)
+    return options

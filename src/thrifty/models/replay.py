@@ -279,17 +279,21 @@ class ReplayModel(TorchModel, TextModel):
         # A stand-in: when the loop gives `encode_prompt` the sample and asks for `notes`, this goes, and TextModel.
         from thrifty.decoding.loop import Plan, decode
         from thrifty.methods import get_method
-        from thrifty.methods.base import FlowMethod, Stage
+        from thrifty.methods.base import FlowMethod
 
-        stage = Stage(self, settings, method, get_method(method).parts)
-        if any(isinstance(part, FlowMethod) for part in stage.parts):
+        parts = get_method(method).parts
+        if any(isinstance(part, FlowMethod) for part in parts):
             raise ThriftyError(f"method {method!r} makes several calls for a problem, but {self._only}")
+        controllers = [controller for part in parts for controller in part.controllers(self)]
         prompts: dict[tuple[str, int], str] = {}
 
         def plan(job: Job) -> Plan:
+            prompt = self.render(job.problem.messages)
+            for part in parts:
+                prompt = part.prompt(self, job, prompt)
             self._sample = job.sample
-            prompts[job.problem.id, job.sample] = prompt = stage.render(job)
-            return Plan(prompt, stage.controllers)
+            prompts[job.problem.id, job.sample] = prompt
+            return Plan(prompt, controllers)
 
         for trace in decode(self, jobs, settings, plan, method):
             prompt = prompts.pop((trace.problem_id, trace.sample))

@@ -33,7 +33,7 @@ LEVELS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "letter_counting": {"min_words": 3, "max_words": 5},
         "number_sorting": {"min_numbers": 4, "max_numbers": 5, "max_decimals": 0},
         "gsm_symbolic": {},
-        "knights_knaves": {"n_people": 2, "depth_constraint": 3, "width_constraint": 2},
+        "knights_knaves": {"n_people": 2, "depth_constraint": 2, "width_constraint": 2},
     },
     "hard": {
         "chain_sum": {"min_terms": 4, "max_terms": 6, "min_digits": 2, "max_digits": 3},

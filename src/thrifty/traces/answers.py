@@ -20,6 +20,7 @@ MAX_LINE = 2_000
 
 _MOST_CUES = 50  # statements looked at, from the end
 _FEW_WORDS, _MOST_WORDS = 3, 12  # a longer clause is a sentence, a still longer one is no answer
+_MOST_NAMED_WORDS = 24  # of a sentence that says of some people what they are
 _NEAR = 30  # how far before a phrase an 'if' makes it a condition
 _MOST_DIGITS = 200  # a longer number is compared as text
 
@@ -56,6 +57,8 @@ _LEADING_MATHS = re.compile(
 )
 _LEADING_NUMBER = re.compile(rf"{_FILLER}(?P<value>{_NUMBER}){_ALONE}", re.IGNORECASE)
 _RESULT = re.compile(rf"(?:=|\\approx|≈)\s?(?P<value>{_NUMBER}){_ALONE}", re.IGNORECASE)
+_LIST = re.compile(r"\[[^\[\]\n]{1,300}\]")
+_NAME = re.compile(r"[A-Z][a-z]+ (?:is|are|was|has)\b")
 _TRUTH = re.compile(r"(?P<value>yes|no|true|false)\b(?=[\s*\"']*(?:[.,;!]|$))", re.IGNORECASE)
 _ANY_NUMBER = re.compile(rf"(?<![\w.,/^])(?P<value>{_NUMBER})(?![a-zA-Z])")
 _BOLD_NUMBER = re.compile(rf"\*\*(?P<value>{_NUMBER})(?:\*\*|\s[^*\d\n]{{0,60}}\*\*)")
@@ -183,6 +186,14 @@ def _value_at(rest: str) -> str | None:
     return match["value"] if match else None
 
 
+def _named(rest: str) -> str | None:
+    """The list or the sentence about somebody with which a text starts, such as 'Zoey is a knave, and Leo a knight'."""
+    if match := _LIST.match(rest):
+        return match[0]
+    clause = _clean(_clause(rest)).removesuffix(" again")
+    return clause if _NAME.match(clause) and len(clause.split()) <= _MOST_NAMED_WORDS else None
+
+
 def _clean(clause: str) -> str:
     return clause.replace("**", "").strip(" \"'`“”*_")
 
@@ -279,7 +290,8 @@ def extract_candidates(line: str) -> str | None:
             before = line[max(0, match.start() - _NEAR) : match.start()]
             if _NEGATED.search(line, match.start(), at) or _CONDITION.search(before):
                 continue
-            value = _bare_number(match["value"]) if inside else _value_at(_after_decoration(line[at:]))
+            rest = _after_decoration(line[at:])
+            value = _bare_number(match["value"]) if inside else _value_at(rest) or _named(rest)
             if value and (best is None or at >= best[0]):
                 best = (at, value)
     return best[1] if best else None

@@ -72,10 +72,11 @@ def vote(answers: Answers, weights: Sequence[float] | None = None, kind: AnswerK
     return max(votes, key=lambda first: votes[first], default=None)
 
 
-def settled(answers: Answers, remaining: int, kind: AnswerKind = "auto") -> bool:
-    """Tell whether no further answers can change the winner of an unweighted `vote`.
+def still_needed(answers: Answers, remaining: int, kind: AnswerKind = "auto") -> int:
+    """Return how many further answers it takes at the least until none can change the winner of an unweighted `vote`.
 
-    With 2 to 1 and one answer missing it is settled if the leader came first, for it wins the tie.
+    Of five votes with 2 to 1 so far, one more for the leader settles it. With 2 to 1 and one missing it is settled
+    if the leader came first, for it wins the tie. To ask for so many answers at once wastes none.
 
     Args:
         answers: so far.
@@ -85,15 +86,20 @@ def settled(answers: Answers, remaining: int, kind: AnswerKind = "auto") -> bool
     Raises:
         MissingExtra: see `classes`.
     """
-    if remaining <= 0:
-        return True
     votes = tally(answers, kind=kind)
-    if not votes:
-        return False
+    votes[len(answers)] = 0.0  # they may all give a new answer
+    return next(
+        count
+        for count in range(remaining + 1)
+        if any(_settled({**votes, first: votes[first] + count}, remaining - count) for first in votes)
+    )
+
+
+def _settled(votes: dict[int, float], remaining: int) -> bool:
     leader = max(votes, key=lambda first: votes[first])
-    rivals = [(first, votes[first] + remaining) for first in votes if first != leader]
-    rivals.append((len(answers), float(remaining)))  # an answer that nobody has given yet
-    return all(votes[leader] > most or (votes[leader] == most and leader < first) for first, most in rivals)
+    new: list[tuple[float, float]] = [(remaining, -math.inf)]  # an answer that nobody has given yet
+    rivals = [*new, *((votes[first] + remaining, -first) for first in votes if first != leader)]
+    return not remaining or (votes[leader], -leader) > max(rivals)
 
 
 def shortest(lengths: Sequence[float], answers: Answers | None = None) -> int | None:

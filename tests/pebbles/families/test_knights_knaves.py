@@ -161,9 +161,9 @@ def test_lines_by_hand() -> None:
     assert text_of(page) == (
         "Ava says: not (Ava sage and Noah sage)\n"
         "Noah says: if Ava sage then Noah sage\n"
-        "Try Ava=sage, Noah=sage\n"
+        "Try Ava sage, Noah sage\n"
         "Ava needs T: not (Ava sage T and Noah sage T = T) = F no\n"
-        "Try Ava=sage, Noah=fool\n"
+        "Try Ava sage, Noah fool\n"
         "Ava needs T: not (Ava sage T and Noah sage F = F) = T ok\n"
         "Noah needs F: if Ava sage T then Noah sage F = F ok\n"
     )

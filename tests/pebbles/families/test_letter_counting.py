@@ -114,10 +114,10 @@ def test_routes_by_hand() -> None:
         assert route(page) == 3
         texts.append(text_of(page))
     assert texts == [
-        "Smith: s=1 m i t h\nsees: s=2 e e s=3\n2889: 2 8 8 9\n",
-        "2889: 2 8 8 9\nsees: s=1 e e s=2\nSmith: s=3 m i t h\n",
-        "Smith: s=1 m i t h\nsees: s=1 e e s=2\n2889: 2 8 8 9\n1+2=3\n",
+        "- Smith: s=1 m i t h\n- sees: s=2 e e s=3\n- 2889: 2 8 8 9\n",
+        "- 2889: 2 8 8 9\n- sees: s=1 e e s=2\n- Smith: s=3 m i t h\n",
+        "- Smith: s=1 m i t h\n- sees: s=1 e e s=2\n- 2889: 2 8 8 9\n1+2=3\n",
     ]
     page = Scratch(random.Random(0))
     assert lesson(item).checks[0][1](page, "3")
-    assert text_of(page) == "Smith 1, 0+1=1\nsees 2, 1+2=3\n3=3\n"
+    assert text_of(page) == "- Smith 1, 0+1=1\n- sees 2, 1+2=3\n3=3\n"

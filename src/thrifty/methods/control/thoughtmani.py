@@ -1,0 +1,203 @@
+"""ThoughtMani: a helper outlines the solution, and the outline stands in for the reasoner's thinking."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Generator, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from thrifty.decoding.controller import Batch, Controller
+from thrifty.decoding.flow import Call, Flow, Role, conclude
+from thrifty.decoding.row import Row
+from thrifty.errors import ThriftyError, UnknownName
+from thrifty.methods.base import FlowMethod, Stage
+from thrifty.methods.shared.helpers import ask, helper_model, helper_settings, reply_of, role_of, think_block
+from thrifty.models.base import Job, Model
+from thrifty.models.formats import FORMAT_PROMPTS, in_format
+from thrifty.models.torch import TorchModel
+from thrifty.traces.answers import boxed, extract_answer, extract_candidates
+from thrifty.traces.segments import paragraphs, sentences
+from thrifty.traces.think import split_thinking
+from thrifty.traces.trace import Trace
+
+DECLINE = "<STOP>"
+GENERATOR_PROMPT = (
+    "List, in as few words as possible, the key reasoning steps that lead to the solution. Do not calculate and do "
+    f"not state the answer. If the problem is too complex for you to outline reliably, reply with {DECLINE} only."
+)
+THOUGHTS = ("outline", "reasoning", "empty", "none")
+FALLBACKS = ("native", "empty", "ignore")
+
+
+def clean_thought(text: str, markers: Collection[str], keep_answers: bool = False) -> str:
+    """Return a helper's text as it may stand within a think block.
+
+    Args:
+        text: what it wrote.
+        markers: texts that would end the block or the turn; they are removed.
+        keep_answers: leave sentences in that state the answer.
+    """
+    while any(marker in text for marker in markers):  # what is removed may leave another marker behind
+        for marker in markers:
+            text = text.replace(marker, "")
+    if not keep_answers:
+        spans = [span.of(text) for span in sentences(text)]
+        text = "".join(part for part in spans if not boxed(part) and extract_candidates(part) is None)
+    return text.strip()
+
+
+def decline_reason(text: str | None, tokens: int, cap: int) -> str | None:
+    """Return why a helper's text is not used: ``stop``, ``empty`` or ``long``; None if it is.
+
+    ``<STOP>`` within a longer text declines too.
+
+    Args:
+        text: what it wrote, None for nothing.
+        tokens: as many it has.
+        cap: as many it may have.
+    """
+    if text is None or not text.strip():
+        return "empty"
+    if DECLINE in text:
+        return "stop"
+    return "long" if tokens > cap else None
+
+
+class _StopBehindThinking(Controller):
+    def after_token(self, rows: Sequence[Row], batch: Batch) -> None:
+        for row in rows:
+            if row.closed_by is not None:
+                row.stop("thought")
+
+
+@dataclass(frozen=True)
+class _Thought:
+    text: str = ""
+    declined: str | None = None
+    tokens: int = 0
+    rows: tuple[tuple[Row, Role], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThoughtMani(FlowMethod):
+    """Fill the think block with a helper's outline of the solution, or let the model think where the helper declines.
+
+    ``events["thoughtmani"]`` tells of each response why the helper declined (``stop``, ``empty``, ``long``,
+    ``always``, or null where its thought was used), and how much the model wrote of its own: tokens, paragraphs and
+    reopened think blocks. Responses whose thinking the outline ended count as ended by ``thoughtmani``.
+
+    Source: Thought Manipulation: External Thought Can Be Efficient for Large Reasoning Models, arXiv 2504.13626;
+    card ``thoughtmani``. Follows the paper; no code was released. Reconstruction: the wording of the prompt, the
+    decline test, greedy helpers and their limit. A thought that leaves no room for the answer counts as too long.
+
+    Attributes:
+        helper: name or folder of the model that writes the outline. Empty for the main model itself, its think block
+            left empty; its tokens then count as probes.
+        thought: what stands in the block: ``outline``; ``reasoning``, the helper's own thinking (without a helper,
+            that of the model itself); ``empty``; ``none`` as if the helper always declined, which is the plain model.
+        format: ask for the helper's reasoning in a format of the embedded models, such as ``short``; empty for none.
+        cap: tokens of the helper above which its text is not used.
+        on_decline: what then: ``native`` thinking, an ``empty`` block, or ``ignore`` to use the text nevertheless.
+        keep_answers: leave sentences in that state the answer. The method's intent is an outline without it.
+    """
+
+    slug: ClassVar[str] = "thoughtmani"
+    helper: str = ""
+    thought: str = "outline"
+    format: str = ""
+    cap: int = 512
+    on_decline: str = "native"
+    keep_answers: bool = False
+
+    def __post_init__(self) -> None:
+        if self.thought not in THOUGHTS:
+            raise UnknownName("thought of thoughtmani", self.thought, THOUGHTS)
+        if self.on_decline not in FALLBACKS:
+            raise UnknownName("on_decline of thoughtmani", self.on_decline, FALLBACKS)
+        if self.format and self.format not in FORMAT_PROMPTS:
+            raise UnknownName("format of thoughtmani", self.format, FORMAT_PROMPTS)
+        if self.format and self.thought != "reasoning":
+            raise ThriftyError("thoughtmani: a format is one of reasoning; add thought=reasoning, or leave it out")
+        if self.cap < 1:
+            raise ThriftyError("thoughtmani: cap must be at least 1")
+
+    def check(self, model: Model) -> None:
+        super().check(model)
+        if isinstance(model, TorchModel):
+            helper = helper_model(self.helper, model)
+            if self.thought == "reasoning" and not helper.think.thinks:
+                raise ThriftyError(f"thoughtmani: {helper.name!r} has no think blocks: leave out thought=reasoning")
+
+    def flow(self, stage: Stage, job: Job) -> Flow:
+        prompt = stage.render(job)
+        thought = yield from self._think(stage, job)
+        declined, prefix = thought.declined, ""
+        if self.thought != "none" and (declined is None or self.on_decline != "native"):
+            text = "" if declined and self.on_decline == "empty" else thought.text
+            prefix = think_block(stage.model, prompt, job.problem.question, text)
+            if self._too_long(stage, prompt, prefix):
+                declined, prefix = "long", ""
+        (row,) = yield [stage.call(prompt, prefix=prefix, stream=0)]
+        given = len(stage.model.encode(prefix)) if prefix else 0
+        written = row.text(given)
+        reopened = row.phases.blocks - 1 if prefix else 0
+        told = {
+            "declined": declined,
+            "helper_tokens": thought.tokens,
+            "own_tokens": row.usage.thinking + row.usage.answer,
+            "own_paragraphs": sum(not span.of(written).isspace() for span in paragraphs(written)),
+            "reopened": reopened,
+        }
+        trace = conclude(row, stage.method, thought.rows, {self.slug: told})
+        if prefix and not reopened:
+            trace.closed_by = self.slug
+        elif prefix and trace.closed_by is not None:
+            _answer_behind_last_block(trace)
+        return trace
+
+    def _think(self, stage: Stage, job: Job) -> Generator[Sequence[Call], list[Row], _Thought]:
+        if self.thought in ("none", "empty"):
+            return _Thought(declined="always" if self.thought == "none" else None)
+        model = stage.model
+        helper = helper_model(self.helper, model)
+        cap = max(1, min(self.cap, stage.settings.max_tokens - stage.settings.reserve - model.close_length))
+        settings = helper_settings(stage.settings, cap)
+        *before, question = job.problem.messages
+        if self.thought == "outline":
+            outline = {**question, "content": f"{GENERATOR_PROMPT}\n\n{question['content']}"}
+            (row,) = yield [replace(ask(helper, [*before, outline], settings), stream=1)]
+            text = reply_of(row)
+        else:
+            messages = in_format(job.problem.messages, self.format) if self.format else job.problem.messages
+            calls = [_StopBehindThinking()]
+            thinking = settings.with_(answer_reserve=0)
+            (row,) = yield [Call(helper.render(messages), calls, thinking, helper, stream=1)]
+            text, _ = split_thinking(row.text(), helper.think, opened=row.begun.phase == "thinking")
+        tokens = row.usage.thinking + row.usage.answer
+        special = [t.content for t in getattr(model.tokenizer, "added_tokens_decoder", {}).values()]
+        markers = {m for m in (*special, model.think.open, model.think.close) if m}
+        if self.on_decline == "ignore":
+            markers.add(DECLINE)
+        cleaned = clean_thought(text, markers, self.keep_answers)
+        # what did not come to an end of its own has reached the cap, the context or a loop
+        unfinished = row.stopped not in ("eos", "thought") or row.closed_by == "loop"
+        reason = decline_reason(cleaned, cap + 1 if unfinished else tokens, cap)
+        return _Thought(cleaned, reason, tokens, ((row, role_of(helper, model)),))
+
+    @staticmethod
+    def _too_long(stage: Stage, prompt: str, prefix: str) -> bool:
+        """Tell whether a beginning leaves less than the reserve for the answer; an empty block never does."""
+        model, settings = stage.model, stage.settings
+        room = min(settings.max_tokens, model.context_length - len(model.encode_prompt(prompt))) - settings.reserve
+        return len(model.encode(prefix)) > max(room, model.close_length + len(model.encode(model.think.force_open)))
+
+
+def _answer_behind_last_block(trace: Trace) -> None:
+    """Make what the model wrote before it reopened its thinking part of that, if an answer follows the last block."""
+    response = [s for s in trace.segments if s.kind not in ("probe", "helper")]
+    last = max(i for i, segment in enumerate(response) if segment.phase == "thinking")
+    if any(segment.text.strip() for segment in response[last + 1 :]):
+        for i, segment in enumerate(response[:last]):
+            if segment.phase == "answer":
+                trace.segments[i] = replace(segment, phase="thinking")
+        trace.answer = extract_answer(trace.answer_text)
