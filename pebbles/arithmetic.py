@@ -159,3 +159,12 @@ class Scratch:
         value = int(digits or "0")
         self.write(f"{' ' if b < 10 and digits else f'{a}/{b} '}-> {value}\n")
         return value
+
+
+def miscopies(number: int) -> list[str]:
+    """Return what a careless copy of a natural number looks like: a digit off by one, or two digits swapped."""
+    digits = str(number)
+    wrong = {str(number + 1), str(max(number - 1, 0)), str(int(digits[0]) % 9 + 1) + digits[1:]}
+    if digits[-1] != "0":
+        wrong.add(digits[:-2] + digits[:-3:-1])
+    return sorted(wrong - {digits})

@@ -4,17 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from arithmetic import Scratch
+from arithmetic import Scratch, miscopies
 from lesson import Lesson, Route
-
-
-def miscopies(number: int) -> list[str]:
-    """Return what a careless copy of a natural number looks like: a digit off by one, or two digits swapped."""
-    digits = str(number)
-    wrong = {str(number + 1), str(max(number - 1, 0)), str(int(digits[0]) % 9 + 1) + digits[1:]}
-    if digits[-1] != "0":
-        wrong.add(digits[:-2] + digits[:-3:-1])
-    return sorted(wrong - {digits})
 
 
 def _terms(expression: str) -> list[str]:

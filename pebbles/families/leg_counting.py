@@ -6,8 +6,7 @@ from typing import Any
 
 from reasoning_gym.arithmetic.leg_counting import ANIMALS
 
-from arithmetic import Scratch
-from families.chain_sum import miscopies
+from arithmetic import Scratch, miscopies
 from lesson import Lesson
 
 LEGS = sorted(set(ANIMALS.values()))

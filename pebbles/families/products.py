@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from arithmetic import Scratch
-from families.chain_sum import miscopies
+from arithmetic import Scratch, miscopies
 from lesson import Lesson, Route
 
 

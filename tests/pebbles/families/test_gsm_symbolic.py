@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import random
-import subprocess
-import sys
 from functools import cache
 from typing import Any
 
@@ -36,64 +32,8 @@ def well_formed(text: str) -> bool:
     return text.endswith("\n") and "\n\n" not in text and not text.startswith("\n") and "So the answer is" not in text
 
 
-def test_every_route_reaches_the_answer() -> None:
-    for item, lesson in lessons():
-        assert float(lesson.answer) == float(item["answer"])
-        for _, route in lesson.routes:
-            page = Scratch(random.Random(0))
-            assert str(route(page)) == lesson.answer, lesson.question
-            assert well_formed(written(page))
-            assert all(target for _, target in page.pieces)
-
-
 def test_almost_every_problem_has_a_recipe() -> None:
     assert sum(len(lesson.routes) == 2 for _, lesson in lessons()) >= 0.99 * SIZE
-
-
-def test_working_is_short() -> None:
-    lengths = []
-    for _, lesson in lessons():
-        page = Scratch(random.Random(0))
-        lesson.routes[0][1](page)
-        lengths.append(len(written(page)))
-    assert sum(lengths) / SIZE < 250
-    assert max(lengths) < 900
-
-
-def test_code_prints_the_answer() -> None:
-    for i, (_, lesson) in enumerate(lessons()):
-        assert len(lesson.code.splitlines()) <= 12
-        if i < 5:
-            command = [sys.executable, "-c", lesson.code]
-            printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        else:
-            with contextlib.redirect_stdout(io.StringIO()) as stream:
-                exec(lesson.code, {})
-            printed = stream.getvalue()
-        assert printed.strip() == lesson.answer
-
-
-def test_plan_is_short_and_without_results() -> None:
-    for _, lesson in lessons():
-        assert 2 <= len(lesson.plan) <= 5
-        assert "->" not in "".join(lesson.plan)
-
-
-def test_slips_are_marked_and_never_break_the_working() -> None:
-    changed = total = 0
-    for _, lesson in lessons()[:60]:
-        for _, route in lesson.routes:
-            probe = Scratch(random.Random(0))
-            route(probe)
-            for slip_at in range(probe.results):
-                page = Scratch(random.Random(slip_at), slip_at=slip_at)
-                answer = route(page)
-                assert [target for _, target in page.pieces].count(False) == 1
-                assert well_formed(written(page))
-                assert len(written(page)) < 3000
-                changed += str(answer) != lesson.answer
-                total += 1
-    assert changed > 0.6 * total
 
 
 def test_an_unknown_template_is_told_as_it_stands() -> None:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import random
 import re
-import subprocess
-import sys
 from functools import cache
 
 import pytest
@@ -22,7 +18,6 @@ LEVELS = {
     "default": {"min_terms": 2, "max_terms": 3, "max_value": 20},
     "hard": {"min_terms": 3, "max_terms": 4, "max_value": 50},
 }
-LONGEST = {"easy": 160, "default": 400, "hard": 800}
 
 
 @cache
@@ -35,24 +30,6 @@ def text_of(page: Scratch) -> str:
     return "".join(text for text, _ in page.pieces)
 
 
-def check_lines(text: str) -> None:
-    assert text.endswith("\n")
-    assert "\n\n" not in text
-    assert not text.startswith("\n")
-    assert "So the answer" not in text
-
-
-@pytest.mark.parametrize("level", LEVELS)
-def test_every_route_reaches_the_reference_answer(level: str) -> None:
-    for one in lessons(level):
-        for place, (name, route) in enumerate(one.routes):
-            page = Scratch(random.Random(0))
-            assert (str(route(page)), name) == (one.answer, name), one.question
-            assert all(target for _, target in page.pieces)
-            check_lines(text_of(page))
-            assert len(text_of(page)) <= LONGEST[level] + 200 * place
-
-
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_elementary_result_is_true(level: str) -> None:
     for one in lessons(level):
@@ -63,57 +40,6 @@ def test_every_elementary_result_is_true(level: str) -> None:
                 assert eval(left) == int(right), text_of(page)
             for larger, smaller in re.findall(r"(\d+)>(\d+)", text_of(page)):
                 assert int(larger) > int(smaller)
-
-
-@pytest.mark.parametrize("level", LEVELS)
-def test_the_check_accepts_the_answer_only(level: str) -> None:
-    for one in lessons(level):
-        for _, check in one.checks:
-            for claimed in (one.answer, str(int(one.answer) + 1), str(int(one.answer) - 1), "-3", "0", "10000"):
-                page = Scratch(random.Random(0))
-                assert check(page, claimed) == (claimed == one.answer)
-                check_lines(text_of(page))
-            for claimed in ("", "x", "1/2", "3.5", "--1", "\\frac{1}{2}"):
-                assert not check(Scratch(random.Random(0)), claimed)
-
-
-@pytest.mark.parametrize("level", LEVELS)
-def test_routes_and_checks_go_on_after_any_slip(level: str) -> None:
-    changed = total = 0
-    for number, one in enumerate(lessons(level)[:40]):
-        writers = [route for _, route in one.routes]
-        writers += [lambda s, check=check, one=one: check(s, one.answer) for _, check in one.checks]
-        for place, write in enumerate(writers):
-            clean = Scratch(random.Random(number))
-            right = write(clean)
-            for chosen in range(clean.results):
-                page = Scratch(random.Random(number), slip_at=chosen)
-                value = write(page)
-                assert isinstance(value, bool) == (place == len(one.routes))
-                check_lines(text_of(page))
-                assert [target for _, target in page.pieces].count(False) == 1
-                slipped = [target for _, target in page.pieces].index(False)
-                assert page.pieces[:slipped] == clean.pieces[:slipped]
-                assert page.pieces[slipped][0] != clean.pieces[slipped][0]
-                assert len(text_of(page)) < 2000
-                for larger, smaller in re.findall(r"(?<!\d)(\d+)-(\d+): ", text_of(page)):
-                    assert int(larger) >= int(smaller)
-                changed += value != right
-                total += 1
-    assert changed / total > 0.5
-
-
-@pytest.mark.parametrize("level", LEVELS)
-def test_the_code_prints_the_answer(level: str) -> None:
-    for number, one in enumerate(lessons(level)):
-        if number < 3:
-            done = subprocess.run([sys.executable, "-c", one.code], capture_output=True, text=True, check=True)
-            assert done.stdout.strip() == one.answer
-        with contextlib.redirect_stdout(io.StringIO()) as printed:
-            exec(one.code, {})
-        assert printed.getvalue().strip() == one.answer
-        assert 1 <= one.code.count("\n") + 1 <= 12
-        assert 2 <= len(one.plan) <= 5
 
 
 def written(equation: str, answer: int) -> str:
