@@ -171,6 +171,7 @@ class TestExtractCandidates:
             ("So the answer is ['-3.0', '5.0'].", "['-3.0', '5.0']"),
             ("So the answer is Zoey is a knave, and Leo is a knight again.", "Zoey is a knave, and Leo is a knight"),
             ("So the answer is what we have to find.", None),
+            ("So the answer must be Sam is 6 years old now.", None),
             ("The answer is not 12.", None),
             ("The answer isn't 12.", None),
             ("If the answer is 5, then x is 3.", None),

@@ -26,7 +26,7 @@ def test_worked_numbers_of_the_card() -> None:
     execution = "1. factor the number fully\n2. add terms"
     assert titles(plan) == ["factor the number", "count divisors"]
     assert alignment(plan, execution) == 0.5
-    assert lcs("solve for x".split(), "we solve x".split()) == 2
+    assert lcs(["solve", "for", "x"], ["we", "solve", "x"]) == 2
     assert same_step("solve for x", "we solve x")
     assert not same_step("count divisors", "add terms")
 

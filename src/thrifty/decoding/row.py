@@ -138,6 +138,7 @@ class Row:
         self.usage.prompt += 0 if self.continues else len(self.prompt_ids)
         self.usage.flops += self.model.flops(read + self.usage.reread, known)
         self.usage.wall_seconds = time.perf_counter() - self.started
+        self.events.update(self.model.notes(self.prompt_ids, self.ids))
 
     def stop(self, reason: str) -> None:
         """End the response after the newest token."""

@@ -29,7 +29,7 @@ from __future__ import annotations
 import json
 import re
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -39,14 +39,13 @@ from torch import Tensor
 
 from thrifty.catalogue import Need
 from thrifty.errors import MissingAccess, ThriftyError
-from thrifty.models.base import Job, Settings, TextModel
 from thrifty.models.cache import RowCache
 from thrifty.models.torch import TorchModel
 from thrifty.spec import parse_spec
 from thrifty.traces.answers import extract_candidates
 from thrifty.traces.think import PhaseTracker, ThinkFormat, detect_think_format
 from thrifty.traces.tokens import TokenTexts
-from thrifty.traces.trace import Message, Trace
+from thrifty.traces.trace import Message
 
 END = 0
 """The token that ends a response; it spells nothing."""
@@ -163,7 +162,7 @@ class PieceTexts(TokenTexts):
         return ids
 
 
-class ReplayModel(TorchModel, TextModel):
+class ReplayModel(TorchModel):
     """Recordings as a model: every verb of a session works, and there is nothing to compute.
 
     What follows a position is a function of two numbers, a script (a recording, or the end of one that was cut)
@@ -199,7 +198,6 @@ class ReplayModel(TorchModel, TextModel):
         for samples in self._by_question.values():
             samples.sort(key=lambda index: recordings[index].sample)
         self._cuts: dict[tuple[int, int], int] = {}
-        self._sample = 0
         self.vocabulary_size = len(self.texts)
         self._only = f"{name!r} only plays recordings back: {_REMEDY}"
         heads = [r.response.partition(self.think.close) for r in recordings if self.think.thinks]
@@ -241,17 +239,16 @@ class ReplayModel(TorchModel, TextModel):
         """Return the token ids of a text."""
         return self.texts.encode(text)
 
-    def encode_prompt(self, text: str, sample: int | None = None) -> list[int]:
+    def encode_prompt(self, text: str, sample: int = 0) -> list[int]:
         """Return the token ids of a prompt: its pieces, then a token that names the recording to be played.
 
         Args:
             text: what `render` returned.
-            sample: which of the recordings of its question, None for that of the job at hand.
+            sample: which of the recordings of its question.
 
         Raises:
             ThriftyError: there is no such recording.
         """
-        sample = self._sample if sample is None else sample
         key = _content(text.removesuffix(self._opener))
         samples = self._by_question.get(key)
         if samples is None:
@@ -269,37 +266,6 @@ class ReplayModel(TorchModel, TextModel):
     def flops(self, positions: int, context: int) -> float:
         """Return 0: a recording computes nothing."""
         return 0.0
-
-    def respond(self, jobs: Iterable[Job], settings: Settings, method: str = "vanilla") -> Iterator[Trace]:
-        """Play recordings under a method; see `TextModel.respond`.
-
-        Raises:
-            ThriftyError: the method makes several calls for a problem, or writes what was not recorded.
-        """
-        # A stand-in: when the loop gives `encode_prompt` the sample and asks for `notes`, this goes, and TextModel.
-        from thrifty.decoding.loop import Plan, decode
-        from thrifty.methods import get_method
-        from thrifty.methods.base import FlowMethod
-
-        parts = get_method(method).parts
-        if any(isinstance(part, FlowMethod) for part in parts):
-            raise ThriftyError(f"method {method!r} makes several calls for a problem, but {self._only}")
-        controllers = [controller for part in parts for controller in part.controllers(self)]
-        prompts: dict[tuple[str, int], str] = {}
-
-        def plan(job: Job) -> Plan:
-            prompt = self.render(job.problem.messages)
-            for part in parts:
-                prompt = part.prompt(self, job, prompt)
-            self._sample = job.sample
-            prompts[job.problem.id, job.sample] = prompt
-            return Plan(prompt, controllers)
-
-        for trace in decode(self, jobs, settings, plan, method):
-            prompt = prompts.pop((trace.problem_id, trace.sample))
-            ids = [token for segment in trace.segments for token in segment.ids]
-            trace.events.update(self.notes(self.encode_prompt(prompt, trace.sample), ids))
-            yield trace
 
     def notes(self, prompt_ids: Sequence[int], ids: Sequence[int]) -> dict[str, str]:
         """Return what the events of a trace say of its recording.

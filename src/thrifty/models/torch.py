@@ -108,10 +108,24 @@ class TorchModel(Model):
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
         return ids
 
-    def encode_prompt(self, text: str) -> list[int]:
-        """Return the token ids of a rendered prompt; a model without a template gets its own first token."""
+    def encode_prompt(self, text: str, sample: int = 0) -> list[int]:
+        """Return the token ids of a rendered prompt; a model without a template gets its own first token.
+
+        Args:
+            text: the prompt.
+            sample: which response to it is wanted; only a model that plays recordings reads it.
+        """
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=not self.tokenizer.chat_template)
         return ids
+
+    def notes(self, prompt_ids: Sequence[int], ids: Sequence[int]) -> dict[str, str]:
+        """Return what the events of a finished response should say beside what controllers noted.
+
+        Args:
+            prompt_ids: its prompt.
+            ids: the response.
+        """
+        return {}
 
     def flops(self, positions: int, context: int) -> float:
         """Estimate the floating-point operations of some positions.

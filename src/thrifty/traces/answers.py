@@ -20,7 +20,6 @@ MAX_LINE = 2_000
 
 _MOST_CUES = 50  # statements looked at, from the end
 _FEW_WORDS, _MOST_WORDS = 3, 12  # a longer clause is a sentence, a still longer one is no answer
-_MOST_NAMED_WORDS = 24  # of a sentence that says of some people what they are
 _NEAR = 30  # how far before a phrase an 'if' makes it a condition
 _MOST_DIGITS = 200  # a longer number is compared as text
 
@@ -58,7 +57,7 @@ _LEADING_MATHS = re.compile(
 _LEADING_NUMBER = re.compile(rf"{_FILLER}(?P<value>{_NUMBER}){_ALONE}", re.IGNORECASE)
 _RESULT = re.compile(rf"(?:=|\\approx|≈)\s?(?P<value>{_NUMBER}){_ALONE}", re.IGNORECASE)
 _LIST = re.compile(r"\[[^\[\]\n]{1,300}\]")
-_NAME = re.compile(r"[A-Z][a-z]+ (?:is|are|was|has)\b")
+_ROLES = re.compile(r"(?:(?:, )?(?:and )?[A-Z][a-z]+ is an? [a-z]+){2,12}")
 _TRUTH = re.compile(r"(?P<value>yes|no|true|false)\b(?=[\s*\"']*(?:[.,;!]|$))", re.IGNORECASE)
 _ANY_NUMBER = re.compile(rf"(?<![\w.,/^])(?P<value>{_NUMBER})(?![a-zA-Z])")
 _BOLD_NUMBER = re.compile(rf"\*\*(?P<value>{_NUMBER})(?:\*\*|\s[^*\d\n]{{0,60}}\*\*)")
@@ -187,11 +186,9 @@ def _value_at(rest: str) -> str | None:
 
 
 def _named(rest: str) -> str | None:
-    """The list or the sentence about somebody with which a text starts, such as 'Zoey is a knave, and Leo a knight'."""
-    if match := _LIST.match(rest):
-        return match[0]
-    clause = _clean(_clause(rest)).removesuffix(" again")
-    return clause if _NAME.match(clause) and len(clause.split()) <= _MOST_NAMED_WORDS else None
+    """The list with which a text starts, or who is what, such as 'Zoey is a knave, and Leo is a knight'."""
+    match = _LIST.match(rest) or _ROLES.match(rest)
+    return match[0] if match else None
 
 
 def _clean(clause: str) -> str:
