@@ -6,7 +6,7 @@ Document ``i`` is a function of ``(seed, i)`` alone, so a run resumes by its doc
 from __future__ import annotations
 
 import random
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import reasoning_gym
@@ -17,6 +17,7 @@ from tokenizers.trainers import BpeTrainer
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from drills import DRILLS
 from families import FAMILIES
 from lesson import Lesson
 from teacher import FORMATS, Pieces
@@ -45,6 +46,7 @@ FAMILY_WEIGHTS = {
 }
 LEVEL_WEIGHTS = {"easy": 3, "default": 5, "hard": 2}
 FORMAT_WEIGHTS = {"long": 10, "short": 4, "direct": 2, "plan": 2, "code": 2}
+DRILL_SHARE = 0.15
 CONTEXT = 2048
 TRAIN_SEED_BASE = 2**31
 ITEMS = 1_000_000  # of each family and level; an item's seed is the base and its index
@@ -80,8 +82,19 @@ class Documents:
                 if len(lesson.routes) > 1:  # a word problem that is beyond its family has the reference words only
                     return lesson, rng
 
+    @cached_property
+    def words(self) -> list[str]:
+        """Words of the texts and names of the people that questions hold."""
+        texts, puzzles = self.sources["hard", "letter_counting"], self.sources["hard", "knights_knaves"]
+        spans = [word for i in range(2000) for word in texts[i]["metadata"]["span"]]
+        return spans + [str(name) for i in range(200) for name in puzzles[i]["metadata"]["names"]]
+
     def pieces(self, index: int) -> Pieces:
         """Write one document: the prompt, which is never a target, and what follows it."""
+        chance = random.Random(f"{self.seed}:{index}:drill")
+        if chance.random() < DRILL_SHARE:
+            question, answer = chance.choice(DRILLS)(self.words, chance)
+            return [(prompt_of(question), False), *answer]
         lesson, rng = self.lesson(index)
         format = _draw(rng, FORMAT_WEIGHTS)
         silent = format == "long" and rng.random() < 0.8

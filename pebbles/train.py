@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public in the documentation
 from torch.utils.data import DataLoader
 
 from data import CHAT_TEMPLATE, Documents, Pools, train_tokenizer
@@ -80,7 +81,7 @@ class Team:
         if self.size > 1:
             torch.distributed.init_process_group("gloo")
             host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]) + 1
-            self.store = torch.distributed.TCPStore(host, port, is_master=self.first)
+            self.store = TCPStore(host, port, is_master=self.first)
 
     @property
     def first(self) -> bool:
@@ -93,7 +94,7 @@ class Team:
             yield ids, targets
             return
         rows = max(1, 1024 // ids.shape[1])
-        pairs = list(zip(ids.split(rows), targets.split(rows), strict=True))
+        pairs = list(zip(torch.split(ids, rows), torch.split(targets, rows), strict=True))
         while (taken := self.store.add(name, 1)) <= len(pairs):
             yield pairs[taken - 1]
         if taken == len(pairs) + self.size:
@@ -108,7 +109,7 @@ class Team:
             flat = torch.cat([total.reshape(1), *(g.reshape(-1) for g in gradients)])
             torch.distributed.all_reduce(flat)
             total = flat[0]
-            parts = flat[1:].split([g.numel() for g in gradients])
+            parts = torch.split(flat[1:], [g.numel() for g in gradients])
             for gradient, part in zip(gradients, parts, strict=True):
                 gradient.copy_(part.view_as(gradient))
         return total.item()

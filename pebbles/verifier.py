@@ -316,9 +316,9 @@ def train(model: TorchModel, args: argparse.Namespace) -> Verifier:
     _, layer, gate = min(candidates, key=lambda candidate: candidate[:2])
     scores = gate.probabilities(examples[f"states.{layer}"][held_out])[:, 1]
     measured = report(scores, labels[held_out], examples["place"][held_out])
-    made_with = {
-        name: value for name, value in vars(args).items() if name not in ("model", "out", "work", "batch_size")
-    }
+    # where things lie, and how they are batched
+    aside = ("model", "out", "work", "batch_size", "chunk")
+    made_with = {name: value for name, value in vars(args).items() if name not in aside}
     return Verifier.of(model, gate, {"held_out_problems": args.problems // FOLDS, **measured}, made_with)
 
 

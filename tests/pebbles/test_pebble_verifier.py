@@ -21,10 +21,9 @@ def test_calibration_error_and_ranking_by_hand() -> None:
     labels = torch.tensor([0.0, 0.0, 1.0, 0.0])
     assert verifier.expected_calibration_error(scores, labels) == pytest.approx(0.25)
     assert verifier.weighted_auroc(scores, labels) == pytest.approx((2 + 0.5) / 3)
-    # one right of two continuations, against two wrong ones below it and its own wrong one beside it
-    assert verifier.weighted_auroc(torch.tensor([0.8, 0.2]), torch.tensor([0.5, 0.0])) == pytest.approx(
-        (1 * 0.5 + 0.5 * 0.5 / 2 / 0.5) / 1.5
-    )
+    # half a right one, above a wrong one and beside half a wrong one
+    halves = verifier.weighted_auroc(torch.tensor([0.8, 0.2]), torch.tensor([0.5, 0.0]))
+    assert halves == pytest.approx((1 + 0.5 / 2) / 1.5)
     assert verifier.weighted_auroc(scores, torch.ones(4)) is None
 
 
