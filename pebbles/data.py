@@ -20,9 +20,9 @@ from torch.utils.data import Dataset
 from drills import DRILLS
 from families import FAMILIES
 from lesson import Lesson
+from levels import LEVELS
 from teacher import FORMATS, Pieces
 from thrifty.models.formats import FORMAT_PROMPTS
-from thrifty.tasks.mix import LEVELS
 from thrifty.tasks.splits import split_of
 
 SPECIAL_TOKENS = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<think>", "</think>"]

@@ -283,8 +283,22 @@ def weighted_auroc(scores: Tensor, labels: Tensor) -> float | None:
     return float((right * below).sum()) / mass if mass > 0 else None
 
 
-def report(scores: Tensor, labels: Tensor, places: Tensor) -> dict[str, Any]:
-    """Return what a verifier is worth on held-out problems: overall, and by how much of the response is written."""
+def auroc_within(scores: Tensor, labels: Tensor, groups: Tensor) -> float | None:
+    """Return the mean `weighted_auroc` of the problems that end both ways: what a search over one problem can use.
+
+    Args:
+        scores: ``(n,)``.
+        labels: shares of right continuations ``(n,)``.
+        groups: the problem of each ``(n,)``.
+    """
+    parts = [weighted_auroc(scores[groups == group], labels[groups == group]) for group in groups.unique()]
+    known = [part for part in parts if part is not None]
+    return sum(known) / len(known) if known else None
+
+
+def report(scores: Tensor, labels: Tensor, places: Tensor, groups: Tensor) -> dict[str, Any]:
+    """Return what a verifier is worth on held-out problems: overall, by how much of the response is written, and
+    within problems."""
     quarter = torch.where(places < 1, (places * 4).long(), 4)
     areas = {name: weighted_auroc(scores[quarter == i], labels[quarter == i]) for i, name in enumerate(QUARTERS)}
     return {
@@ -293,6 +307,7 @@ def report(scores: Tensor, labels: Tensor, places: Tensor) -> dict[str, Any]:
         "ece": round(expected_calibration_error(scores, labels), 4),
         "auroc": _rounded(weighted_auroc(scores, labels)),
         "auroc_by_place": {name: _rounded(area) for name, area in areas.items()},
+        "auroc_within_problems": _rounded(auroc_within(scores, labels, groups)),
     }
 
 
@@ -315,7 +330,7 @@ def train(model: TorchModel, args: argparse.Namespace) -> Verifier:
         print(json.dumps({"layer": layer, "validation_loss": round(float(loss), 4)}), flush=True)
     _, layer, gate = min(candidates, key=lambda candidate: candidate[:2])
     scores = gate.probabilities(examples[f"states.{layer}"][held_out])[:, 1]
-    measured = report(scores, labels[held_out], examples["place"][held_out])
+    measured = report(scores, labels[held_out], examples["place"][held_out], examples["problem"][held_out])
     # where things lie, and how they are batched
     aside = ("model", "out", "work", "batch_size", "chunk")
     made_with = {name: value for name, value in vars(args).items() if name not in aside}

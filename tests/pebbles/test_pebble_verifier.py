@@ -25,6 +25,9 @@ def test_calibration_error_and_ranking_by_hand() -> None:
     halves = verifier.weighted_auroc(torch.tensor([0.8, 0.2]), torch.tensor([0.5, 0.0]))
     assert halves == pytest.approx((1 + 0.5 / 2) / 1.5)
     assert verifier.weighted_auroc(scores, torch.ones(4)) is None
+    # the first problem is ranked rightly and the second wrongly; the third always ends right and says nothing
+    scores, labels = torch.tensor([0.9, 0.8, 0.1, 0.2, 0.5, 0.5]), torch.tensor([1.0, 0.0, 1.0, 0.0, 1.0, 1.0])
+    assert verifier.auroc_within(scores, labels, torch.tensor([7, 7, 8, 8, 9, 9])) == pytest.approx(0.5)
 
 
 def arguments(tmp_path: Path, **changes: Any) -> argparse.Namespace:
