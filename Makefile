@@ -8,7 +8,7 @@ TORCH := torch==2.13.0
 TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test test-slow lint format types bench-speed pebbles docs clean
+.PHONY: demo test test-slow lint format types bench-speed pebbles pebble-verifier docs clean
 
 demo: $(VENV)/demo
 	$(BIN)/thrifty bench --limit 100 --out runs/demo
@@ -35,6 +35,9 @@ bench-speed: $(VENV)/dev
 
 pebbles: $(VENV)/dev
 	$(BIN)/python pebbles/train.py --out runs/pebble
+
+pebble-verifier: $(VENV)/dev
+	$(BIN)/python pebbles/verifier.py --model pebble --out src/thrifty/models/pebble
 
 docs: $(VENV)/dev
 	$(BIN)/python docs/generate.py

@@ -46,7 +46,7 @@ def card(slug: str) -> str:
 
 def test_seventy_systems_and_the_baselines() -> None:
     assert len(PUBLISHED) == 70
-    assert {"vanilla", "no-think", "cap", "s1", "majority", "best-of-n"} <= BASELINES
+    assert {"vanilla", "no-think", "cap", "s1", "majority", "best-of-n", "particle-filtering"} <= BASELINES
 
 
 def test_keys_are_the_slugs_in_order() -> None:

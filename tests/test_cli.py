@@ -92,6 +92,20 @@ def test_ask_streams_then_accounts() -> None:
     assert "".join(s["text"] for s in trace["segments"])
 
 
+def test_tune_writes_what_a_method_takes(tmp_path: Path) -> None:
+    gates = tmp_path / "gates.json"
+    task = "rg:chain_sum(min_terms=2,max_terms=2,min_digits=1,max_digits=1)"
+    done = thrifty("tune", "first-try(qrc=false,width=8)", "--task", task, "--limit", "12", "--max-tokens", "120",
+                   "--out", str(gates))  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "candidate: " in done.stdout
+    assert done.stdout.splitlines()[-2:] == [str(gates), str(gates.with_suffix(".safetensors"))]
+    assert "traces: 12/12" in done.stderr
+    assert json.loads(gates.read_text())["settings"]["width"] == 8
+    asked = thrifty("ask", "3 + 4", "--method", f"first-try(gates='{gates}')", "--max-tokens", "60")
+    assert asked.returncode == 0, asked.stderr
+
+
 def test_methods_lists_seventy_systems_and_the_baselines() -> None:
     rows = json.loads(thrifty("methods", "--json").stdout)
     assert sum(r["kind"] == "published" for r in rows) == 70
@@ -135,6 +149,11 @@ def test_mistakes_are_one_line_that_names_the_fix(tmp_path: Path, mistake: Calla
     assert "temperature" in mistake(*bench, "--temperature", "-1")
     assert "think format" in mistake(*bench, "--think", "thonk")
     assert "dtype" in mistake(*bench, "--dtype", "float12")
+    tune = ("--out", str(tmp_path / "gates.json"))
+    assert "nothing to tune" in mistake("tune", "cap", *tune)
+    assert "no option 'sample'" in mistake("tune", "diffadapt(sample=2)", *tune)
+    assert "too few" in mistake("tune", "cgrs", "--limit", "3", *tune)
+    assert "thrifty tune diffadapt" in mistake(*bench, "--methods", "diffadapt")
 
 
 def test_skip_bad_keeps_the_rest(tmp_path: Path) -> None:
@@ -181,7 +200,7 @@ def test_import_and_help_stay_light() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
     help_text = thrifty("--help")
     assert help_text.returncode == 0
-    for verb in ("methods", "bench", "ask", "report", "compare", "doctor"):
+    for verb in ("methods", "bench", "ask", "tune", "report", "compare", "doctor"):
         assert verb in help_text.stdout
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,13 +12,10 @@ import typer
 
 from thrifty import __version__
 from thrifty.errors import ThriftyError
+from thrifty.terminal import console, print_json, progress, stream
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from thrifty.bench.runner import Progress
     from thrifty.models.base import Model, Settings
-    from thrifty.traces.trace import Trace
 
 app = typer.Typer(
     name="thrifty",
@@ -79,7 +74,7 @@ def methods(
 
     rows = listing(family)  # type: ignore[arg-type]  # it refuses an unknown family itself
     if as_json:
-        _print_json(rows)
+        print_json(rows)
         return
     from rich.table import Table
 
@@ -89,7 +84,7 @@ def methods(
     for row in rows:
         style = "bold" if row["status"] == "available" else "dim"
         table.add_row(row["slug"], row["family"], row["status"], " ".join(row["needs"]), row["claim"], style=style)
-    _console().print(table)
+    console().print(table)
 
 
 @methods_app.command("show")
@@ -97,8 +92,9 @@ def show(slug: str, as_json: JsonOption = False) -> None:
     """Show one system: its paper, its claim, its options and their defaults."""
     from thrifty.catalogue import CATALOGUE, listing, status
     from thrifty.errors import UnknownName
-    from thrifty.methods import list_methods
+    from thrifty.methods import ALIASES, list_methods
 
+    slug = ALIASES.get(slug, slug)
     if slug not in {*CATALOGUE, *list_methods()}:
         raise UnknownName("method", slug, {*CATALOGUE, *list_methods()})
     row: dict[str, Any] = next((dict(r) for r in listing() if r["slug"] == slug), {"slug": slug, "status": "available"})
@@ -107,7 +103,7 @@ def show(slug: str, as_json: JsonOption = False) -> None:
     if runnable:
         text, row["options"] = _options_of(slug)
     if as_json:
-        _print_json(row)
+        print_json(row)
         return
     for key in ("slug", "title", "arxiv", "family", "status", "needs", "claim"):
         value = row.get(key)
@@ -194,8 +190,8 @@ def bench(
     folder = out or Path("runs") / _file_name(f"{loaded.name}-{source.name}-{seed}")
     run = Bench(loaded, source, specs, folder, limit or None, settings, caps)
     try:
-        with _progress() as progress:
-            summary = run.run(progress)
+        with progress() as show_progress:
+            summary = run.run(show_progress)
     except KeyboardInterrupt:
         typer.echo(f"\ninterrupted: everything so far is in {folder}; run the same command to go on", err=True)
         raise typer.Exit(130) from None
@@ -206,9 +202,9 @@ def bench(
     if skipped:
         typer.echo(f"left out {len(skipped)} broken lines of {task}", err=True)
     if as_json:
-        _print_json(summary)
+        print_json(summary)
         return
-    _console().print(table(summary))
+    console().print(table(summary))
     typer.echo("\n".join(str(p) for p in paths))
 
 
@@ -240,9 +236,9 @@ def report(folder: Path, as_json: JsonOption = False) -> None:
         raise ThriftyError(f"cannot write {folder / 'summary.json'}: {error.strerror}") from error
     paths = write_reports(folder, summary)
     if as_json:
-        _print_json(summary)
+        print_json(summary)
         return
-    _console().print(table(summary))
+    console().print(table(summary))
     typer.echo("\n".join(str(p) for p in paths))
 
 
@@ -252,7 +248,7 @@ def compare(first: Path, second: Path) -> None:
     from thrifty.bench.runner import summarise_run
     from thrifty.bench.table import compare as compare_runs
 
-    _console().print(compare_runs(summarise_run(first), summarise_run(second)))
+    console().print(compare_runs(summarise_run(first), summarise_run(second)))
 
 
 @app.command()
@@ -288,11 +284,11 @@ def ask(
     loaded = load_model(model, device=device, dtype=dtype, think=think)
     chosen.check(loaded)
     try:
-        trace = _stream(loaded, chosen, question, settings, silent=as_json)
+        trace = stream(loaded, chosen, question, settings, silent=as_json)
     finally:
         loaded.close()
     if as_json:
-        _print_json(asdict(trace))
+        print_json(asdict(trace))
         return
     usage = trace.usage
     parts = {k: v for k, v in asdict(usage).items() if v and k not in ("flops", "wall_seconds")}
@@ -302,34 +298,6 @@ def ask(
         + f"; {usage.total:,} tokens in all, {usage.wall_seconds:.1f} s, ended by {trace.exit_reason}",
         err=True,
     )
-
-
-def _stream(model: Model, method: Any, question: str, settings: Settings, silent: bool) -> Trace:
-    from thrifty.models.base import Job, TextModel
-    from thrifty.traces.trace import Problem
-
-    problem = Problem.ask(question)
-    dim = sys.stdout.isatty()
-
-    def show(phase: str, text: str) -> None:
-        if not silent:
-            typer.echo(typer.style(text, dim=True) if dim and phase == "thinking" else text, nl=False)
-
-    if isinstance(model, TextModel) and hasattr(model, "stream"):
-        pieces = model.stream(problem.messages, settings)
-        while True:
-            try:
-                show(*next(pieces))
-            except StopIteration as finished:
-                trace: Trace = finished.value
-                break
-    else:
-        from thrifty.decoding.echo import Echo
-
-        (trace,) = method.solve(model, [Job(problem)], settings, [Echo(show)])
-    if not silent:
-        typer.echo("")
-    return trace
 
 
 @app.command()
@@ -368,13 +336,13 @@ def tune(
     try:
         if not isinstance(loaded, TorchModel):
             raise ThriftyError(f"{slug!r} is tuned on a model's inside: load the weights here, as in --model FOLDER")
-        with _progress() as progress:
-            artefact = cls.tune(Tuning(slug, loaded, source, settings, limit, options, progress))
+        with progress() as show_progress:
+            artefact = cls.tune(Tuning(slug, loaded, source, settings, limit, options, show_progress))
     finally:
         loaded.close()
     paths = artefact.save(out)
     if as_json:
-        _print_json(artefact.report)
+        print_json(artefact.report)
         return
     typer.echo("\n".join([*lines_of(artefact.report), *map(str, paths)]))
 
@@ -391,7 +359,7 @@ def doctor(
 
     found = examine(model, device=device, think=think)
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     for section, values in found.items():
         typer.echo(section)
@@ -406,62 +374,8 @@ def _settings(**values: Any) -> Settings:
     return Settings(**values)
 
 
-def _console() -> Console:
-    from rich.console import Console
-
-    # a file or a pipe has no width of its own: wide enough that no number is cut
-    return Console(width=None if sys.stdout.isatty() else 140)
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
-
-
 def _file_name(text: str) -> str:
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in text).strip("-.")[:120]
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    """Show progress on stderr: a live bar on a terminal, now and then a line elsewhere."""
-    import time
-
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    started: dict[str, float] = {}
-    if not sys.stderr.isatty():
-        last = [time.monotonic()]
-
-        def line(method: str, done: int, total: int, tokens: int) -> None:
-            began = started.setdefault(method, time.monotonic())
-            now = time.monotonic()
-            if tokens and (now - last[0] > 10 or done == total):
-                last[0] = now
-                rate = tokens / max(now - began, 1e-3)
-                typer.echo(f"{method}: {done}/{total}, {rate:,.0f} tokens/s", err=True)
-
-        yield line
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    with Bars(*columns, console=Console(stderr=True)) as bars:
-        tasks: dict[str, Any] = {}
-
-        def bar(method: str, done: int, total: int, tokens: int) -> None:
-            began = started.setdefault(method, time.monotonic())
-            if method not in tasks:
-                tasks[method] = bars.add_task(method, total=total, completed=done, rate="")
-            rate = tokens / max(time.monotonic() - began, 1e-3)
-            bars.update(tasks[method], completed=done, total=total, rate=f"{rate:,.0f} tokens/s")
-
-        yield bar
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from thrifty.errors import ThriftyError
 from thrifty.methods import get_method, list_methods
 from thrifty.models import load_model
 from thrifty.models.base import Model
+from thrifty.sandbox import PROTECTIONS, isolation
 
 EXTRAS = {
     "local": ("torch", "transformers", "safetensors"),
@@ -30,7 +31,7 @@ def examine(name: str, *, device: str | None = None, think: str | None = None) -
         think: the think format, None to detect it.
 
     Returns:
-        Sections of findings: ``installed``, ``model`` and ``methods``.
+        Sections of findings: ``installed``, ``model``, ``methods``, and which walls the ``sandbox`` for programs has.
     """
     installed = {"thrifty": __version__, "python": platform.python_version()}
     for extra, packages in EXTRAS.items():
@@ -41,7 +42,7 @@ def examine(name: str, *, device: str | None = None, think: str | None = None) -
                 installed[package] = f"missing: pip install 'thrifty[{extra}]'"
     model = load_model(name, device=device, think=think)
     try:
-        return {"installed": installed, "model": _model(model), "methods": _methods(model)}
+        return {"installed": installed, "model": _model(model), "methods": _methods(model), "sandbox": _sandbox()}
     finally:
         model.close()
 
@@ -70,6 +71,14 @@ def _think(model: Any) -> str:
     prompt = model.render([{"role": "user", "content": "?"}])
     where = "opened in the prompt" if model.tracker.start(prompt).phase == "thinking" else "opened by the model"
     return f"{format.open!r} ... {format.close!r} ({format.name}), {where}"
+
+
+def _sandbox() -> dict[str, str]:
+    try:
+        missing = isolation().missing
+    except ThriftyError as error:  # not every system can have one
+        return {"programs": f"do not run: {error}"}
+    return {wall: f"missing: {missing[wall]}" if wall in missing else "holds" for wall in PROTECTIONS}
 
 
 def _methods(model: Model) -> dict[str, str]:

@@ -145,6 +145,17 @@ def test_cuts_across_segments_lose_nothing_else(sizes: tuple[int, ...]) -> None:
         assert [p.text for p in pieces if p.tag == "span"] == [f"{len(whole) - 6000:,} characters left out"]
 
 
+def test_an_aside_is_shown_marked_where_it_was_said() -> None:
+    told = ("thinking", "aside", "answer", "aside", "answer")
+    kinds = ("thinking", "injected", "answer", "injected", "answer")
+    segments = [
+        {"kind": k, "phase": p, "text": str(i), "ids": []} for i, (k, p) in enumerate(zip(kinds, told, strict=True))
+    ]
+    pieces = list(_cut(segments))
+    assert [piece.phase for piece in pieces] == ["thinking", "thinking", "answer", "answer", "answer"]
+    assert [piece.tag for piece in pieces] == ["", "mark", "", "mark", ""]
+
+
 def test_a_page_without_comparison_says_so(tmp_path: Path) -> None:
     for records in ([record("a")], [record("a", "m")], [record("a"), record("b", "m")]):
         text, _ = page_of(tmp_path, records)

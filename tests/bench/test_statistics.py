@@ -295,6 +295,7 @@ def test_summary_worked_numbers() -> None:
         "injected": 6,
         "probe": 10,
         "helper": 4,
+        "reread": 0,
         "latent_steps": 0,
         "forward_passes": 0,
         "flops": 0.0,

@@ -90,6 +90,44 @@ def test_a_row_gone_on_from_writes_what_it_would_have_written(toy: TorchModel, s
         assert trace.usage.flops == pytest.approx(expected.usage.flops, rel=0.01)
 
 
+class StopAtEach(Controller):
+    """Stop at every token that nobody has forced."""
+
+    def after_token(self, rows: Sequence[Row], batch: Batch) -> None:
+        for row in rows:
+            if not row.forced:
+                row.stop("part")
+
+
+@pytest.mark.parametrize(
+    ("limits", "ending"),
+    [
+        ({"stop": ("e",)}, ("stop", "limit")),
+        ({"thinking_budget": 10}, ("max_tokens", "budget")),
+        ({"answer_reserve": 0}, ("max_tokens", None)),
+    ],
+)
+def test_limits_hold_for_what_goes_on_from_a_stop_that_came_before_them(
+    toy: TorchModel, limits: dict[str, object], ending: tuple[str, str | None]
+) -> None:
+    """A response in parts of one token each ends where it would have ended in one go, and for the same reason."""
+    settings = SETTINGS.with_(max_tokens=48, loop_stop=True, **limits)
+
+    def parts(job: Job) -> Flow:
+        rows = yield [Call(toy.render(job.problem.messages), [StopAtEach()], keep=True)]
+        while rows[-1].stopped == "part":
+            rows += yield [Call(parent=rows[-1], stream=0, controllers=[StopAtEach()], keep=True)]
+        return conclude(rows[-1], "test", [(row, "sample") for row in rows[:-1]])
+
+    whole = decode(toy, jobs(6), settings, lambda job: Plan(toy.render(job.problem.messages)), "test")
+    plain = {t.problem_id: t for t in whole}
+    assert ending in {(t.stop_reason, t.closed_by) for t in plain.values()}
+    for trace in run_flows(toy, jobs(6), settings, parts):
+        expected = plain[trace.problem_id]
+        assert tuple(i for s in trace.segments if s.kind != "probe" for i in s.ids) == ids_of(expected)
+        assert (trace.stop_reason, trace.closed_by) == (expected.stop_reason, expected.closed_by)
+
+
 def test_children_share_their_parent_and_differ_by_their_streams(toy: TorchModel) -> None:
     def flow(job: Job) -> Flow:
         (root,) = yield [Call(toy.render(job.problem.messages), [StopAt(5)], keep=True)]

@@ -123,6 +123,35 @@ def test_tap_gives_the_state_at_each_rows_last_token_and_leaves_no_hook(toy: Tor
     assert sum(len(module._forward_hooks) for module in toy.network.modules()) == before
 
 
+def test_rows_enter_and_leave_whether_they_were_tapped_or_not(toy: TorchModel) -> None:
+    def state(row: list[int]) -> torch.Tensor:
+        with torch.no_grad():
+            states: torch.Tensor = toy.network(torch.tensor([row]), output_hidden_states=True).hidden_states[1][0, -1]
+        return states
+
+    untapped, session, single = Session(toy), Session(toy), Session(toy)
+    untapped.add([[9, 8]])
+    session.adopt(untapped)
+    assert not session.hidden
+    with session.tap([1]):
+        session.add([[20, 21, 22]])
+    with single.tap([1]):
+        single.add([[30]])
+    session.adopt(single)
+    assert bool(session.hidden[1][0].isnan().all()), "an unknown state must not pass for one"
+    torch.testing.assert_close(session.hidden[1][1], state([20, 21, 22]), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(session.hidden[1][2], state([30]), rtol=1e-5, atol=1e-6)
+    session.adopt(untapped)
+    session.drop([0])
+    torch.testing.assert_close(session.hidden[1][1], state([20, 21, 22]), rtol=1e-5, atol=1e-6)
+    with session.tap([1]):
+        session.append(torch.tensor([40, 41, 42]))
+    for i, row in enumerate([[9, 8, 40], [20, 21, 22, 41], [30, 42]]):
+        torch.testing.assert_close(session.hidden[1][i], state(row), rtol=1e-5, atol=1e-6)
+    session.append(torch.tensor([50, 51, 52]))
+    assert not session.hidden, "a state that the rows have left behind is not kept"
+
+
 def test_a_prompt_longer_than_the_context_is_refused_with_its_length(toy: TorchModel) -> None:
     with pytest.raises(ContextOverflow, match="512 tokens"):
         Session(toy).add([[9] * 512])

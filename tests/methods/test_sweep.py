@@ -26,20 +26,46 @@ NO_OP = {
     "s1": "s1(maximum=-1)",
     "cgrs": "cgrs(delta=1)",
     "first-try": "first-try(tries=0)",
+    "concisehint": "concisehint(hint='')",
+    "tldr": "tldr(temperature=1.0)",
     "arm": "arm(mode=adaptive)",
     "e2c": "e2c(plans=0)",
     "majority": "majority(samples=1)",
     "best-of-n": "best-of-n(samples=1)",
+    "astar-decoding": "astar-decoding(k=1,step=response,temperature=-1)",
+    "particle-filtering": "particle-filtering(particles=1,step=response,temperature=-1)",
     "latent-trajectory": "latent-trajectory(samples=1)",
+    "diffadapt": "diffadapt(strategy=plain)",
+    "metacognitive-reuse": "metacognitive-reuse(rounds=0)",
+    "plan-and-budget": "plan-and-budget(mode='vanilla')",
+    "thoughtmani": "thoughtmani(thought='none')",
 }
 """The setting in which a method must equal vanilla token for token."""
 WITHOUT_NO_OP = {"no-think": "it always writes the empty think block"}
+RUNS_AS = {
+    "majority": "majority(samples=2)",
+    "best-of-n": "best-of-n(samples=2)",
+    "latent-trajectory": "latent-trajectory(samples=2,window=24,threshold=6.0)",
+    "astar-decoding": "astar-decoding(k=2)",
+    "particle-filtering": "particle-filtering(particles=2)",
+    "concisehint": "concisehint(alpha=24)",
+    "diffadapt": "diffadapt(strategy='easy')",
+    "plan-and-budget": "plan-and-budget(planner_tokens=40,retries=0)",
+}
+"""For methods that by default need what `thrifty tune` wrote for the model, longer responses or much time."""
 CARD_DEFAULTS: dict[str, dict[str, Any]] = {
+    "diffadapt": {"easy_budget": 0.4, "normal_budget": 1.0, "hard_budget": 0.5, "easy_temperature": 0.5},
     "arm": {"mode": "adaptive"},
     "e2c": {"plans": 4, "clusters": 0, "plan_temperature": 1.0, "temperature": 0.0},
     "cgrs": {"delta": 0.9, "probe_tokens": 20},
-    "first-try": {"tries": 1},
+    "concisehint": {"alpha": 128, "beta": 0.2, "cap": 1024, "adap": False},
+    "tldr": {"mode": "shifted", "min_think_tokens": 0},
+    "first-try": {"tries": 1, "reflective_tries": 3, "theta_c": 0.5, "theta_q": 0.05},
+    "astar-decoding": {"k": 4, "step": "paragraph", "step_tokens": 512, "temperature": 0.8, "depth": 40, "goals": 1},
     "latent-trajectory": {"samples": 5, "window": 500, "checkpoint": 2000, "divisor": "paper", "merge": False},
+    "plan-and-budget": {"budgets": (200, 250, 350, 450, 600), "temperature": 0.1, "retries": 5},
+    "thoughtmani": {"cap": 512, "on_decline": "native", "keep_answers": False},
+    "metacognitive-reuse": {"k": 40, "retrieval": "topic", "rounds": 1, "pool": False},
 }
 
 
@@ -96,13 +122,13 @@ def test_has_a_no_op_setting_that_equals_vanilla(slug: str, pebble: TorchModel) 
 
 @pytest.mark.parametrize("slug", METHODS)
 def test_is_deterministic_and_does_not_depend_on_the_batch(slug: str, pebble64: TorchModel) -> None:
-    results = [ids(solve(pebble64, slug, size, 0.7, count=4, max_tokens=110)) for size in (1, 3, 4)]
+    results = [ids(solve(pebble64, RUNS_AS.get(slug, slug), size, 0.7, count=4, max_tokens=110)) for size in (1, 3, 4)]
     assert results[0] == results[1] == results[2]
 
 
 @pytest.mark.parametrize("slug", METHODS)
 def test_usage_adds_up_and_traces_survive_json(slug: str, pebble: TorchModel) -> None:
-    for trace in solve(pebble, slug).values():
+    for trace in solve(pebble, RUNS_AS.get(slug, slug)).values():
         usage = trace.usage
         counted = {
             kind: sum(len(s.ids) for s in trace.segments if s.kind == kind)
@@ -114,8 +140,9 @@ def test_usage_adds_up_and_traces_survive_json(slug: str, pebble: TorchModel) ->
         else:
             assert counted == spent
             assert usage.generated <= 160
-        assert usage.total == usage.prompt + usage.generated + usage.probe + usage.helper + usage.latent_steps
-        assert usage.forward_passes >= usage.generated
+        aside = usage.probe + usage.helper + usage.reread + usage.latent_steps
+        assert usage.total == usage.prompt + usage.generated + aside
+        assert usage.forward_passes >= usage.thinking + usage.answer  # what a method wrote may be read at once
         assert usage.flops > 0
         assert usage.wall_seconds > 0
         assert trace.answer_text.strip(), "an answer never comes back empty"
@@ -154,9 +181,10 @@ def test_steering_methods_compose(first: str, second: str, pebble: TorchModel) -
         with pytest.raises(ThriftyError, match="several calls"):
             get_method(f"{first}+{second}")
         return
-    traces = solve(pebble, f"{first}+{second}")
+    both = "+".join(RUNS_AS.get(slug, slug) for slug in (first, second))
+    traces = solve(pebble, both)
     assert len(traces) == 8
-    assert all(t.method == f"{first}+{second}" for t in traces.values())
+    assert all(t.method == both for t in traces.values())
     assert all(t.answer_text.strip() for t in traces.values())
 
 

@@ -32,6 +32,7 @@ def test_parts_share_nothing_and_every_label_is_trained_on(labels: list[int], se
         trained, validated, held_out = ([labels[i] for i in part].count(label) for part in parts)
         assert trained >= validated >= held_out - 1
     assert divide(labels, seed) == parts
+    assert divide(len(labels), seed) == divide([0] * len(labels), seed)
 
 
 def test_problems_are_of_the_train_split_and_enough(pebble: TorchModel) -> None:
@@ -67,6 +68,12 @@ def test_options_are_read_and_checked(pebble: TorchModel) -> None:
         tuning(pebble, rats=1).read(Choice)
     with pytest.raises(ThriftyError, match="option 'count' of tuning 'cgrs' is a int"):
         tuning(pebble, count="many").read(Choice)
+
+
+def test_layers_are_checked(toy: TorchModel) -> None:
+    assert [tuning(toy).layer(wanted) for wanted in (-1, 0, 2)] == [2, 0, 2]
+    with pytest.raises(ThriftyError, match="has no layer 3: 0 for the embeddings to 2"):
+        tuning(toy).layer(3)
 
 
 def test_what_can_be_tuned_is_found_through_the_registry(pebble: TorchModel) -> None:

@@ -50,7 +50,8 @@ def test_a_kept_state_and_a_pass_of_its_own_give_the_same_score(toy: TorchModel)
     spent = [row.usage.total for row in kept]
     scores = verifier.score(kept)
     assert [row.usage.total for row in kept] == spent, "a kept state costs nothing"
-    assert scores.dtype == torch.float64 and scores.std() > 0.01
+    assert scores.dtype == torch.float64
+    assert scores.std() > 0.01
     assert scores.tolist() == pytest.approx([expected(verifier, row) for row in kept], abs=1e-6)
     plain = rows(toy, [[]], keep=False)
     assert verifier.score(plain).tolist() == pytest.approx(scores.tolist(), abs=1e-6)

@@ -280,6 +280,14 @@ def test_everything_that_was_written_is_in_the_account(pebble: TorchModel, judge
         assert len(side) >= noted["prm_calls"] - len(noted["scores"])
 
 
+def test_a_verifier_of_another_model_is_a_helper(toy: TorchModel, judge: Path) -> None:
+    for trace in solve(toy, f"astar-decoding(k=2,step_tokens=12,expansions=3,verifier='{judge}')", 2).values():
+        noted, usage = trace.events["astar-decoding"], trace.usage
+        assert noted["prm_calls"] == 6
+        assert usage.helper > noted["prm_calls"] * usage.prompt, "prompt and response are read for each score"
+        assert usage.total == usage.prompt + noted["tokens"] + usage.helper
+
+
 def test_without_a_solution_the_best_partial_one_is_completed_once(pebble: TorchModel, judge: Path) -> None:
     spec = f"astar-decoding(k=2,step=line,expansions=1,verifier='{judge}')"
     for trace in solve(pebble, spec, max_tokens=300).values():

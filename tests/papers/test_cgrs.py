@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from thrifty.decoding.artefact import Artefact, identity
 from thrifty.decoding.controller import Controller
 from thrifty.decoding.probe import entropy
 from thrifty.decoding.row import Row
 from thrifty.errors import ThriftyError
 from thrifty.methods import get_method
-from thrifty.methods.control.cgrs import MASKED, TRIGGERS, certainty, suppression_probability
+from thrifty.methods.control.cgrs import CGRS, MASKED, TRIGGERS, certainty, suppression_probability
+from thrifty.methods.tuning import Tuning
 from thrifty.models.base import Settings, jobs_for
 from thrifty.models.torch import TorchModel
 from thrifty.tasks import load_task
@@ -125,3 +128,55 @@ def test_options_out_of_range_are_refused() -> None:
         get_method("cgrs(triggers=())")
     with pytest.raises(ThriftyError, match="probe_tokens"):
         get_method("cgrs(probe_tokens=0)")
+
+
+# -- Calibration -----------------------------------------------------------------------------------------------
+
+
+def tuning(model: TorchModel, task: str, limit: int = 12, **options: object) -> Tuning:
+    return Tuning("cgrs", model, load_task(task), Settings(max_tokens=200), limit, options)
+
+
+def test_calibration_parts_right_from_wrong_probes(pebble: TorchModel, tmp_path: Path) -> None:
+    # sums of more and larger numbers than the embedded model was ever trained on
+    task = "rg:chain_sum(min_terms=2,max_terms=8,min_digits=1,max_digits=4)"
+    artefact = CGRS.tune(tuning(pebble, task))
+    report, delta = artefact.report, artefact.values["delta"]
+    assert report["probes"]["right"] > 0
+    assert report["probes"]["wrong"] > 0
+    assert 0 <= delta < 1
+    total = sum(report["probes"].values())
+    above = report["calibrated"]["probes_above"] * total
+    right_above = report["calibrated"]["right_above"] * above / report["probes"]["right"]
+    wrong_above = (1 - report["calibrated"]["right_above"]) * above / report["probes"]["wrong"]
+    assert right_above > wrong_above, "above the bar stand more of the right probes than of the wrong ones"
+    path = artefact.save(tmp_path / "delta.json")[0]
+    by_file = solve(pebble, f"cgrs(calibration='{path}')", 4)
+    assert ids(by_file) == ids(solve(pebble, f"cgrs(delta={delta})", 4))
+    # an entropy bar is the same whatever vocabulary it is divided by
+    reference = report["equivalent_reference_vocabulary"]
+    assert reference == round(pebble.vocabulary_size ** ((1 - delta) / 0.1))
+
+
+def test_a_calibration_is_used_only_with_what_it_was_made_with(
+    pebble: TorchModel, toy: TorchModel, tmp_path: Path
+) -> None:
+    method = CGRS(close_thinking=True)
+    made_with = {
+        name: getattr(method, name) for name in ("cue", "probe_tokens", "close_thinking", "reference_vocabulary")
+    }
+    path = Artefact("cgrs", identity(pebble), made_with, {"delta": 0.25}).save(tmp_path / "c.json")[0]
+    assert CGRS(calibration=str(path), close_thinking=True).bar == 0.25
+    get_method(f"cgrs(calibration='{path}',close_thinking=true)").check(pebble)
+    with pytest.raises(ThriftyError, match=r"close_thinking=True.*give the same") as refusal:
+        get_method(f"cgrs(calibration='{path}')").check(pebble)
+    assert "\n" not in str(refusal.value)
+    with pytest.raises(ThriftyError, match="weights"):
+        get_method(f"cgrs(calibration='{path}',close_thinking=true)").check(toy)
+    with pytest.raises(ThriftyError, match="there is no"):
+        get_method(f"cgrs(calibration='{tmp_path / 'absent'}')").check(pebble)
+
+
+def test_probes_that_are_all_alike_calibrate_nothing(toy: TorchModel) -> None:
+    with pytest.raises(ThriftyError, match="0 of 0 probed answers are right"):
+        CGRS.tune(tuning(toy, "mix", 10))

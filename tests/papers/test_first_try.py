@@ -134,15 +134,22 @@ def test_end_to_end_the_trained_detector_stops_where_the_expressions_do(pebble: 
         assert stop[1] > 0.5
 
 
+def thought_lines(traces: dict[str, Trace]) -> set[int]:
+    """Count the lines that are not blank in the thinking of traces that were stopped."""
+    thoughts = [
+        "".join(s.text for s in trace.segments if s.kind == "thinking")
+        for trace in traces.values()
+        if trace.closed_by == "first-try"
+    ]
+    return {len([line for line in thought.splitlines() if line.strip()]) for thought in thoughts}
+
+
 def test_higher_thresholds_stop_later(pebble: TorchModel, tuned: Path) -> None:
     vanilla = solve(pebble, "vanilla", 6)
     never = solve(pebble, f"first-try(gates='{tuned}',theta_c=1)", 6)
     assert {k: ids(t) for k, t in never.items()} == {k: ids(t) for k, t in vanilla.items()}
     always = solve(pebble, f"first-try(gates='{tuned}',theta_c=0)", 6)
-    for trace in always.values():
-        if trace.closed_by == "first-try":
-            thought = "".join(s.text for s in trace.segments if s.kind == "thinking")
-            assert len([line for line in thought.splitlines() if line.strip()]) == 1
+    assert thought_lines(always) == {1}
 
 
 def test_questions_that_need_reflection_get_more_tries(pebble: TorchModel, with_questions: Path) -> None:
@@ -193,7 +200,4 @@ def test_a_detector_by_hand_counts_lines_not_blank_ones(pebble: TorchModel, tmp_
     gate = Gate(("no", "yes"), 0, torch.zeros(size), torch.ones(size), torch.zeros(2, size), torch.tensor([0.0, 9.0]))
     path = Artefact("first-try", identity(pebble), gates={"candidate": gate}).save(tmp_path / "all.json")[0]
     for tries in (1, 4):
-        for trace in solve(pebble, f"first-try(gates='{path}',tries={tries})", 6).values():
-            if trace.closed_by == "first-try":
-                thought = "".join(s.text for s in trace.segments if s.kind == "thinking")
-                assert len([line for line in thought.splitlines() if line.strip()]) == tries
+        assert thought_lines(solve(pebble, f"first-try(gates='{path}',tries={tries})", 6)) == {tries}

@@ -22,12 +22,11 @@ from thrifty.tasks import load_task
 from thrifty.traces.selection import argbest, vote
 from thrifty.traces.trace import Trace
 
-FIRST = "latent-trajectory(window=8,threshold=-1e9)"
 NEVER = "latent-trajectory(window=8,threshold=1e9)"
 EARLY = "latent-trajectory(window=8,policy=early,checkpoint=24"
 
 
-def solve(model: TorchModel, spec: str, count: int = 3, **values: Any) -> dict[str, Trace]:
+def solve(model: TorchModel, spec: str, count: int = 2, **values: Any) -> dict[str, Trace]:
     settings = Settings(**{"max_tokens": 60, "temperature": 0.9, "loop_stop": False, **values})
     jobs = jobs_for(load_task("mix").problems(limit=count, seed=5), 1)
     return {t.problem_id: t for t in get_method(spec).solve(model, jobs, settings)}
@@ -60,14 +59,15 @@ def test_the_first_sample_above_the_threshold_ends_the_sampling(toy: TorchModel)
     """A threshold among the scores of all samples must take the first of them above it, as drawn."""
     full = solve(toy, NEVER)
     scores = {key: [note["net"] for note in noted(trace)["signals"]] for key, trace in full.items()}
-    tau = sorted(s for row in scores.values() for s in row)[len(scores) * 3]
+    tau = sorted(s for row in scores.values() for s in row if s is not None)[6]
     drawn = []
     for key, trace in solve(toy, f"latent-trajectory(window=8,threshold={tau!r})").items():
         events = noted(trace)
-        passing = [i for i, score in enumerate(scores[key]) if score > tau]
+        passing = [i for i, score in enumerate(scores[key]) if score is not None and score > tau]
         assert events["samples"] == (passing[0] + 1 if passing else 5)
         assert events["accepted"] == bool(passing)
-        assert [note["net"] for note in events["signals"]] == pytest.approx(scores[key][: events["samples"]], rel=1e-4)
+        seen = [note["net"] or 0.0 for note in events["signals"]]
+        assert seen == pytest.approx([score or 0.0 for score in scores[key][: len(seen)]], rel=1e-4)
         assert trace.usage.prompt * 5 == full[key].usage.prompt * events["samples"]
         if passing:
             assert events["chosen"] == passing[0]
@@ -77,6 +77,7 @@ def test_the_first_sample_above_the_threshold_ends_the_sampling(toy: TorchModel)
 
 def test_the_signals_are_those_of_the_hidden_states(toy: TorchModel) -> None:
     problems = {p.id: p for p in load_task("mix").problems(limit=3, seed=5)}
+    lengths = []
     for key, trace in solve(toy, "latent-trajectory(samples=1,window=8,divisor=release)").items():
         ids = [*toy.encode_prompt(toy.render(problems[key].messages)), *response(trace)]
         layers = range(1, toy.layers + 1)
@@ -88,13 +89,18 @@ def test_the_signals_are_those_of_the_hidden_states(toy: TorchModel) -> None:
         expected = signals(segment_means(states, 8), "release")
         (note,) = noted(trace)["signals"]
         assert note["length"] == thinking
-        assert {name: note[name] for name in expected} == pytest.approx(expected, rel=1e-4)
+        if thinking > 8:
+            assert {name: note[name] for name in expected} == pytest.approx(expected, rel=1e-4)
+        lengths.append(thinking)
+    assert max(lengths) > 16
 
 
 def test_without_a_threshold_and_without_a_pass_the_majority_answers(pebble: TorchModel) -> None:
-    never = solve(pebble, NEVER, 2, max_tokens=200)
-    voted = solve(pebble, "majority(samples=5)", 2, max_tokens=200)
-    for key, trace in solve(pebble, "latent-trajectory(window=8)", 2, max_tokens=200).items():
+    never, voted, plain = (
+        solve(pebble, spec, max_tokens=120)
+        for spec in (f"{NEVER[:-1]},samples=3)", "majority(samples=3)", "latent-trajectory(window=8,samples=3)")
+    )
+    for key, trace in plain.items():
         answers = noted(trace)["answers"]
         assert answers == noted(never[key])["answers"] == voted[key].events["majority"]["answers"]
         assert noted(trace)["chosen"] == (vote(answers) or 0)
@@ -108,16 +114,15 @@ def test_a_trace_of_one_window_is_not_accepted(toy: TorchModel) -> None:
         assert noted(trace)["accepted"] is False
 
 
-def test_signals_have_the_sign_that_makes_higher_better(toy: TorchModel) -> None:
-    everything = solve(toy, FIRST)
-    assert all(noted(t)["samples"] == 1 for t in everything.values())
-    longest = max(noted(t)["signals"][0]["cumulative"] for t in everything.values())
-    tau = -longest * 1.0001  # every path is shorter than this one
-    options = f"window=8,signal=cumulative,samples=2,threshold={tau!r}"
-    assert all(noted(t)["samples"] == 1 for t in solve(toy, f"latent-trajectory({options})").values())
-    assert all(noted(t)["accepted"] for t in solve(toy, f"latent-trajectory({options})").values())
-    refused = solve(toy, "latent-trajectory(window=8,signal=cumulative,samples=2,threshold=0.0)")
-    assert not any(noted(t)["accepted"] for t in refused.values())
+@pytest.mark.parametrize(("signal", "sign"), list(ORIENTATION.items()))
+def test_signals_have_the_sign_that_makes_higher_better(toy: TorchModel, signal: str, sign: int) -> None:
+    """A threshold just below or above the only sample's oriented signal accepts or refuses it."""
+    once = solve(toy, "latent-trajectory(window=8,samples=1)", 1)
+    ((note,),) = (noted(t)["signals"] for t in once.values())
+    for shift, accepted in ((-1e-3, True), (1e-3, False)):
+        tau = sign * note[signal] + shift
+        again = solve(toy, f"latent-trajectory(window=8,samples=1,signal={signal},threshold={tau!r})", 1)
+        assert [noted(t)["accepted"] for t in again.values()] == [accepted]
 
 
 def test_early_choice_goes_on_with_the_most_promising_path_only(toy: TorchModel) -> None:
@@ -126,8 +131,9 @@ def test_early_choice_goes_on_with_the_most_promising_path_only(toy: TorchModel)
     chosen = set()
     for key, trace in solve(toy, f"{EARLY})").items():
         events = noted(trace)
-        assert events["stopped"] == [True] * 5
-        assert [note["length"] for note in events["signals"]] == [24] * 5
+        lengths = [note["length"] for note in noted(whole[key])["signals"]]
+        assert events["stopped"] == [length > 24 for length in lengths]
+        assert [note["length"] for note in events["signals"]] == [min(24, length) for length in lengths]
         best = argbest([note["net"] for note in events["signals"]])
         assert events["chosen"] == best
         samples = [s.text for s in whole[key].segments if s.kind == "probe"]
@@ -135,11 +141,12 @@ def test_early_choice_goes_on_with_the_most_promising_path_only(toy: TorchModel)
         samples.insert(place, "".join(s.text for s in whole[key].segments if s.kind != "probe"))
         assert best is not None
         assert trace.text == samples[best]
-        early = [note["early_net"] for note in noted(whole[key])["signals"]]
-        assert [note["net"] for note in events["signals"]] == pytest.approx(early, rel=1e-4)
-        assert trace.usage.generated == 4 * 24 + len(response(trace))
+        early = [note.get("early_net", note["net"]) or 0.0 for note in noted(whole[key])["signals"]]
+        assert [note["net"] or 0.0 for note in events["signals"]] == pytest.approx(early, rel=1e-4)
+        if all(events["stopped"]):
+            assert trace.usage.generated == 4 * 24 + len(response(trace))
         chosen.add(best)
-    assert len(chosen) > 1
+    assert chosen != {0}
 
 
 @pytest.mark.parametrize("size", [1, 7])
@@ -210,12 +217,12 @@ def test_a_trained_chooser_chooses(toy: TorchModel, tmp_path: Path) -> None:
     """A gate that likes what the signal does not must turn the choice round."""
     weights = torch.tensor([[0.0, 0.0, 0.0], [-1.0, 0.0, 0.0]])
     against = Gate(("wrong", "right"), toy.layers, torch.zeros(3), torch.ones(3), weights, torch.zeros(2))
-    values = {"thresholds": dict.fromkeys(ORIENTATION, 0.0)}
+    values: dict[str, Any] = {"thresholds": dict.fromkeys(ORIENTATION, 0.0)}
     values |= {"window": 8, "divisor": "paper", "merge": False, "checkpoint": 24}
     Artefact("latent-trajectory", identity(toy), {}, values, {}, {"chooser": against}).save(tmp_path / "a.json")
     path = str(tmp_path / "a.json")
     for trace in solve(toy, f"{EARLY},calibration={path!r})").values():
-        least = argbest([-note["net"] for note in noted(trace)["signals"]])
+        least = argbest([None if note["net"] is None else -note["net"] for note in noted(trace)["signals"]])
         assert noted(trace)["chosen"] == least
 
 

@@ -12,17 +12,20 @@ from thrifty.decoding.controller import Controller
 from thrifty.decoding.row import Row
 from thrifty.errors import ThriftyError
 from thrifty.methods import get_method
-from thrifty.methods.control.thoughtmani import GENERATOR_PROMPT, clean_thought, decline_reason
+from thrifty.methods.base import Stage
+from thrifty.methods.control.thoughtmani import GENERATOR_PROMPT, ThoughtMani, clean_thought, decline_reason
 from thrifty.models import embedded_folder
-from thrifty.models.base import Settings, jobs_for
+from thrifty.models.base import Job, Settings, jobs_for
+from thrifty.models.formats import FORMAT_PROMPTS
 from thrifty.models.torch import TorchModel
 from thrifty.tasks import load_task
 from thrifty.traces.trace import Problem, Trace
 
 MARKERS = ("<think>", "</think>", "<|end|>")
+PLAIN, HARD = Problem.ask("What is 2 + 3?", id="plain"), Problem.ask("What is 4 * 6?", id="hard")
 PROBLEMS = [p for p in load_task("mix").problems(limit=9, seed=5) if p.metadata["family"] in ("chain_sum", "gcd")] + [
-    Problem.ask("What is 2 + 3?", id="plain"),
-    Problem.ask("What is 4 * 6?", id="hard"),
+    PLAIN,
+    HARD,
 ]
 OUTLINE = "1. Look at the numbers.\n2. Work from left to right."
 
@@ -57,6 +60,7 @@ def helper(tmp_path_factory: pytest.TempPathFactory) -> str:
             )
             + "\n"
             for p in PROBLEMS
+            for _ in range(2)  # a recording for each random stream: the outline is the second
         )
     )
     return f"helper='replay:{path}'"
@@ -104,7 +108,7 @@ def test_an_outline_is_all_the_thinking_and_a_decline_leaves_the_model_alone(hel
             assert trace.usage.thinking == 0
             assert trace.usage.injected == len(pebble64.encode(prefix))
             assert trace.answer_text.strip()
-            assert trace.usage.total < plain[key].usage.total
+            assert told["own_tokens"] < plain[key].usage.generated
         assert trace.segments[-1].kind == "helper"
 
 
@@ -140,22 +144,23 @@ def test_an_empty_thought_is_no_thinking(pebble64: TorchModel) -> None:
 
 
 def test_a_model_can_be_given_its_own_thought(pebble: TorchModel) -> None:
-    given = solve(pebble, "thoughtmani(thought=reasoning,keep_answers=true)", max_tokens=600)
-    plain = solve(pebble, "vanilla", max_tokens=600)
-    used = [k for k, t in given.items() if t.events["thoughtmani"]["declined"] is None]
-    assert len(used) >= 3
-    for key in used:
-        assert given[key].thinking_text.strip() == plain[key].thinking_text.strip()
-        assert given[key].events["thoughtmani"]["helper_tokens"] == plain[key].usage.thinking
-        assert given[key].usage.thinking == 0
-    shorter = solve(pebble, "thoughtmani(thought=reasoning)", max_tokens=600)
-    assert all("answer is" in given[k].thinking_text for k in used)
-    assert not any("answer is" in shorter[k].thinking_text for k in used)
+    few = [PROBLEMS[0], PLAIN]
+    given = solve(pebble, "thoughtmani(thought=reasoning,keep_answers=true)", problems=few, max_tokens=900)
+    plain = solve(pebble, "vanilla", problems=few, max_tokens=900)
+    shorter = solve(pebble, "thoughtmani(thought=reasoning)", problems=few, max_tokens=900)
+    for key, trace in given.items():
+        assert trace.events["thoughtmani"]["declined"] is None
+        assert trace.thinking_text.strip() == plain[key].thinking_text.strip()
+        assert trace.events["thoughtmani"]["helper_tokens"] == plain[key].usage.thinking
+        assert trace.usage.thinking == 0
+        assert "answer is" in trace.thinking_text
+        assert "answer is" not in shorter[key].thinking_text
 
 
 def test_another_copy_of_the_model_counts_as_a_helper(pebble: TorchModel) -> None:
-    other = solve(pebble, f"thoughtmani(helper='{embedded_folder('pebble')}',thought=reasoning)")
-    own = solve(pebble, "thoughtmani(thought=reasoning)")
+    few = [PROBLEMS[0], PLAIN]
+    other = solve(pebble, f"thoughtmani(helper='{embedded_folder('pebble')}')", problems=few, max_tokens=80)
+    own = solve(pebble, "thoughtmani", problems=few, max_tokens=80)
     assert ids(other) == ids(own)
     assert {k: t.usage.helper for k, t in other.items()} == {k: t.usage.probe for k, t in own.items()}
 
@@ -164,7 +169,7 @@ def test_another_copy_of_the_model_counts_as_a_helper(pebble: TorchModel) -> Non
     ("options", "thinking"), [("on_decline=empty", "</think>"), ("on_decline=ignore", "I am not sure: .\n</think>")]
 )
 def test_what_is_done_about_a_decline(options: str, thinking: str, helper: str, pebble: TorchModel) -> None:
-    trace = solve(pebble, f"thoughtmani({helper},{options})")["hard"]
+    trace = solve(pebble, f"thoughtmani({helper},{options})", problems=[HARD])["hard"]
     assert trace.thinking_text == thinking
     assert trace.closed_by == "thoughtmani"
     assert trace.events["thoughtmani"]["declined"] == ("stop" if "empty" in options else None)
@@ -174,7 +179,7 @@ def test_too_long_a_thought_is_not_used(helper: str, pebble: TorchModel) -> None
     length = len(pebble.encode(f"{OUTLINE}\n</think>\n\n"))
     cases = {"cap=6": Settings().max_tokens, "cap=512": length + 5}
     for cap, max_tokens in cases.items():
-        trace = solve(pebble, f"thoughtmani({helper},{cap})", max_tokens=max_tokens)["plain"]
+        trace = solve(pebble, f"thoughtmani({helper},{cap})", problems=[PLAIN], max_tokens=max_tokens)["plain"]
         assert trace.events["thoughtmani"]["declined"] == "long"
         assert trace.usage.injected == 0 or trace.closed_by == "limit"
         assert trace.answer_text.strip()
@@ -250,6 +255,8 @@ def test_a_helper_that_is_not_there_is_found_before_any_work(pebble: TorchModel)
 
 
 def test_a_format_is_asked_of_the_helper(pebble: TorchModel) -> None:
-    short, long = (solve(pebble, f"thoughtmani(thought=reasoning{f})") for f in (",format=short", ""))
-    more = {short[key].usage.probe - trace.usage.probe for key, trace in long.items()}
-    assert 0 not in more  # a system prompt was read
+    method = ThoughtMani(thought="reasoning", format="short")
+    flow = method.flow(Stage(pebble, Settings(), method.spec), Job(PROBLEMS[0]))
+    (call,) = next(flow)
+    assert call.prompt.startswith(f"<|system|>{FORMAT_PROMPTS['short']}<|end|>")
+    assert call.prompt.endswith(f"{PROBLEMS[0].question}<|end|>\n<|assistant|><think>\n")

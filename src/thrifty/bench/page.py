@@ -145,7 +145,7 @@ def _tables(summary: Summary) -> Iterator[str]:
     yield "</table></div>"
     for note in notes(summary):
         yield f'<p class="soft">{_safe(note)}</p>'
-    kinds = ("prompt", "thinking", "answer", "injected", "probe", "helper", "latent_steps")
+    kinds = ("prompt", "thinking", "answer", "injected", "probe", "helper", "reread", "latent_steps")
     yield "<h2>Where the tokens went</h2>"
     yield '<p class="soft">Mean of a response by kind; the share of the thinking that came after the right answer '
     yield "first stood there; and what ended the thinking or the response.</p>"
@@ -289,7 +289,9 @@ def _pairs(pairs: Sequence[_Pair], records_path: Path) -> Iterator[str]:
 def _trace(record: Mapping[str, Any]) -> str:
     """Render one response; side streams appear in its account alone."""
     usage = Usage(**record["usage"])
-    kinds = {name: getattr(usage, name) for name in ("prompt", "thinking", "answer", "injected", "probe", "helper")}
+    kinds = {
+        name: getattr(usage, name) for name in ("prompt", "thinking", "answer", "injected", "probe", "helper", "reread")
+    }
     kinds["latent steps"] = usage.latent_steps
     account = ", ".join(f"{count:,} {kind}" for kind, count in kinds.items() if count)
     verdict = {True: '<b class="good">right</b>', False: '<b class="bad">wrong</b>'}.get(

@@ -136,8 +136,9 @@ def identity(model: TorchModel) -> dict[str, Any]:
     Returns:
         Its name, its sizes and some of its weights.
     """
-    parameters = [p for p in model.network.parameters() if p.numel() >= _SAMPLES]
-    chosen = [parameters[i] for i in sorted({round(x) for x in _even(len(parameters) - 1, _GROUPS)})]
+    network = getattr(model, "network", None)  # recordings have none, and are no trained model's equal
+    parameters = [p for p in network.parameters() if p.numel() >= _SAMPLES] if network is not None else []
+    chosen = [parameters[i] for i in sorted({round(x) for x in _even(len(parameters) - 1, _GROUPS)}) if parameters]
     weights = []
     for parameter in chosen:
         flat = parameter.detach().reshape(-1)

@@ -33,7 +33,7 @@ class Batch(Protocol):
     def rewrite(
         self, row: Row, start: int, pieces: Sequence[tuple[str | Sequence[int], bool]], aside: bool = False
     ) -> None:
-        """Replace a row's response from a token on, and read what replaces it. To be called in `begin` or `after_token`.
+        """Replace a row's response from a token on, and read what replaces it; for `begin` and `after_token`.
 
         Args:
             row: whose.

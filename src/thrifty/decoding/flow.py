@@ -37,8 +37,7 @@ class Call:
         keep: whether the row may be gone on from.
         stream: which of the job's random streams it draws from, None for the next in the flow's order;
             the first is the one that the plain model draws from.
-        messages: the conversation, for a model that takes no rendered prompt (`thrifty.decoding.text_flow`); empty
-            for the problem's own.
+        messages: the conversation, for a model that takes no rendered prompt (`thrifty.decoding.text_flow`).
     """
 
     prompt: str = ""
@@ -152,8 +151,10 @@ def account(row: Row, role: Role) -> Usage:
     usage = row.usage
     if role == "sample":
         return usage
-    forward_passes = usage.forward_passes if role == "probe" else 0
-    return Usage(**{role: usage.total}, forward_passes=forward_passes, flops=usage.flops)
+    if role == "helper":
+        return Usage(helper=usage.total, flops=usage.flops)
+    own = usage.total - usage.helper  # what other models read of it stays theirs
+    return Usage(probe=own, helper=usage.helper, forward_passes=usage.forward_passes, flops=usage.flops)
 
 
 def conclude(
@@ -172,8 +173,9 @@ def conclude(
     for row, role in others:
         trace.usage = trace.usage + account(row, role)
         kind: Literal["probe", "helper"] = "helper" if role == "helper" else "probe"
-        if row.ids and not _within(row, chosen):
-            trace.segments.append(Segment(kind, "answer", row.text()))
+        text = row.text()
+        if text and not _within(row, chosen):
+            trace.segments.append(Segment(kind, "answer", text))
     trace.events = {**trace.events, **(events or {})}
     return trace
 

@@ -119,6 +119,8 @@ class DecodeBatch:
         for row, its_controllers in zip(rows, controllers, strict=True):
             self._controllers[id(row)] = its_controllers
             row.usage.forward_passes += not row.continues
+            if row.inherited:  # whoever stopped its parent did so before the limits were looked at
+                self._limits(row)
             if row.settings.thinking_budget is not None:
                 row.events["budget"] = row.settings.thinking_budget
                 if row.settings.thinking_budget == 0 and row.thinking:
@@ -349,7 +351,7 @@ def _row(model: TorchModel, job: Job, plan: Plan, settings: Settings) -> Row:
             row.force(plan.prefix)
     else:
         prefix = model.encode(plan.prefix) if plan.prefix else []
-        ids = model.encode_prompt(plan.prompt)
+        ids = model.encode_prompt(plan.prompt, job.sample + plan.stream)
         if len(ids) + len(prefix) >= model.context_length:
             raise ContextOverflow(
                 f"the prompt of problem {job.problem.id!r} has {len(ids) + len(prefix)} tokens, but {model.name!r} "

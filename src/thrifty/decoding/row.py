@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from thrifty.decoding.session import Session
 from thrifty.models.base import Job, Settings
@@ -151,7 +151,7 @@ class Row:
         found = self.model.tracker.feed(self.phases, token)
         after = self.phases.phase
         # a token that completes a marker belongs to the thinking on either side of it
-        phase: Phase = "thinking" if "thinking" in (before, after) else "answer"
+        phase: Literal["thinking", "answer"] = "thinking" if "thinking" in (before, after) else "answer"
         if self.phases.closed > closed:
             self.closed_by = self.closing or "model"
             self.closing = None
@@ -210,9 +210,7 @@ class Row:
         heir.line = heir._next_line
         return heir
 
-    def rewrite(
-        self, start: int, pieces: Sequence[tuple[str | Sequence[int], bool]], aside: bool = False
-    ) -> None:
+    def rewrite(self, start: int, pieces: Sequence[tuple[str | Sequence[int], bool]], aside: bool = False) -> None:
         """Replace the response from a token on.
 
         The account keeps what was replaced, as reread: it was written once, and what stands there now is read.
@@ -236,7 +234,7 @@ class Row:
         self.usage.thinking = self.usage.answer = self.usage.injected = 0
         self.closed_by = self.closing = None
         self._after_break, self._next_line = False, 0
-        kept = [(token, kind == "injected", i in asides) for i, (token, kind) in enumerate(zip(old, kinds, strict=True))]
+        kept = [(token, kinds[i] == "injected", i in asides) for i, token in enumerate(old)]
         for token, forced, is_aside in [*kept, *((t, f, f and aside) for t, f in written)]:
             if is_aside:
                 self._record_aside(token)
@@ -257,8 +255,9 @@ class Row:
         for i, (start, kind, phase) in enumerate(self._runs):
             stop = self._runs[i + 1][0] if i + 1 < len(self._runs) else len(self.ids)
             ids = tuple(self.ids[start:stop])
-            # asides hold turn markers, of which one may end a response
-            segments.append(Segment(kind, phase, texts.text(t for t in ids if phase == "aside" or t not in end_ids), ids))
+            # in an aside, what would end a response is the end of a turn that it quotes
+            shown = ids if phase == "aside" else [t for t in ids if t not in end_ids]
+            segments.append(Segment(kind, phase, texts.text(shown), ids))
         unclosed = self.phases.phase == "thinking"
         answer = "".join(s.text for s in segments if s.phase == "answer")
         return Trace(

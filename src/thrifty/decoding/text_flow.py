@@ -1,7 +1,7 @@
 """Flows over a model that gives only text, such as one on a server: the same methods, without an engine.
 
 A flow that needs only text names the ``messages`` of its calls and reads of a finished row its `text`, `trace`,
-`usage` and `stopped`: all of this a `Reply` has too. Rows to go on from, prefixes and controllers don't exist here.
+`usage` and `stopped`: a `Reply` has those, too. Rows to go on from, prefixes and controllers don't exist here.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import cast
 
 from thrifty.decoding.flow import Call, Flow
 from thrifty.decoding.row import Row
+from thrifty.errors import MissingAccess
 from thrifty.models.base import Job, Settings, TextModel
 from thrifty.traces.trace import Trace, Usage
 
@@ -24,9 +25,11 @@ class Reply:
 
     Attributes:
         response: what the model answered.
+        prompt_ids: none, for only the server knows them.
     """
 
     response: Trace
+    prompt_ids: list[int] = field(default_factory=list)
 
     @property
     def usage(self) -> Usage:
@@ -87,6 +90,9 @@ def run_text_flows(
 
     Yields:
         A trace for each job.
+
+    Raises:
+        MissingAccess: a call has no messages, or wants what only an engine can do.
     """
     waiting = iter(jobs)
     while playing := [_Playing(job, start(job)) for job in islice(waiting, settings.batch_size)]:
@@ -112,10 +118,15 @@ def _answer(model: TextModel, playing: Sequence[_Playing], settings: Settings) -
         for i, call in enumerate(state.calls):
             answering = call.model or model
             assert isinstance(answering, TextModel), "beside a model of text, helpers give text too"
+            if not call.messages or call.prefix or call.parent or call.controllers:
+                raise MissingAccess(
+                    f"the method asks for more than a reply to messages, which is all that {answering.name!r} gives: "
+                    "load the weights here, as in --model FOLDER"
+                )
             stream = state.streams if call.stream is None else call.stream
             state.streams += 1
             name = f"{problem.id}#{stream}" if stream else problem.id  # the seed of a request follows from it
-            job = Job(replace(problem, id=name, messages=tuple(call.messages) or problem.messages), sample)
+            job = Job(replace(problem, id=name, messages=tuple(call.messages)), sample)
             its_settings = (call.settings or settings).with_(batch_size=settings.batch_size)
             asked.setdefault((answering, its_settings), []).append(job)
             places[answering, name, sample] = (state, i)

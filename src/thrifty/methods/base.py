@@ -151,7 +151,7 @@ class Stage:
             job: what is answered.
             messages: to use instead of the job's own.
         """
-        if Need.SAMPLING not in self.model.gives:
+        if isinstance(self.model, TextModel):
             return ""
         prompt = self.model.render(messages or job.problem.messages)
         for part in self.parts:
@@ -189,7 +189,7 @@ def solve(
         settings = part.settings(settings)
     flow = next((part for part in parts if isinstance(part, FlowMethod)), None)
     if isinstance(model, TextModel):
-        if flow is None or Need.SAMPLING in model.gives:  # recordings, which refuse by themselves what they can't play
+        if flow is None:
             return model.respond(jobs, settings, name)
         from thrifty.decoding.text_flow import run_text_flows
 
@@ -221,15 +221,15 @@ class Composition:
         alone = [p.slug for p in parts if type(p).solve is not Method.solve]
         if alone and len(parts) > 1:
             raise ThriftyError(f"{alone[0]!r} runs a decoding of its own and cannot be composed with +")
+        twice = {p.slug for p in parts if sum(q.slug == p.slug for q in parts) > 1}
+        if twice:
+            raise ThriftyError(f"{twice.pop()!r} stands twice in one composition")
         flows = [p.slug for p in parts if isinstance(p, FlowMethod)]
         if len(flows) > 1:
             raise ThriftyError(
                 f"{flows[0]!r} and {flows[1]!r} each make several calls for a problem: compose one of them with "
                 "methods that steer a single response"
             )
-        twice = {p.slug for p in parts if sum(q.slug == p.slug for q in parts) > 1}
-        if twice:
-            raise ThriftyError(f"{twice.pop()!r} stands twice in one composition")
         self.parts = list(parts)
 
     @property

@@ -76,6 +76,17 @@ class Tuning:
             )
         return found
 
+    def layer(self, wanted: int) -> int:
+        """Return the layer that an option means, -1 for the last.
+
+        Raises:
+            ThriftyError: the model does not have it.
+        """
+        last = self.model.layers
+        if not -1 <= wanted <= last:
+            raise ThriftyError(f"{self.model.name!r} has no layer {wanted}: 0 for the embeddings to {last}, or -1")
+        return last if wanted == -1 else wanted
+
     def solve(
         self,
         method: Method,
@@ -115,16 +126,17 @@ class Tuning:
         return {"task": self.task.name, "limit": self.limit, **settings, **made_with}
 
 
-def divide(labels: Sequence[int], seed: int = 0) -> tuple[list[int], list[int], list[int]]:
+def divide(examples: int | Sequence[int], seed: int = 0) -> tuple[list[int], list[int], list[int]]:
     """Divide examples at random into those to train on, to validate on, and held out; each label by itself.
 
     Args:
-        labels: of the examples; a rare one goes to the training first.
+        examples: how many, or the label of each; of a rare label the training gets the first.
         seed: of the order.
 
     Returns:
         Indices of each part, ascending.
     """
+    labels = [0] * examples if isinstance(examples, int) else examples
     order: list[int] = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).tolist()
     parts: tuple[list[int], list[int], list[int]] = ([], [], [])
     for label in sorted(set(labels)):

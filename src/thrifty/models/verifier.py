@@ -223,5 +223,6 @@ class Verifier:
 
 
 def _vocabulary(model: Any) -> dict[str, int]:
-    vocabulary: dict[str, int] = model.tokenizer.get_vocab()
+    tokenizer = getattr(model, "tokenizer", None)  # recordings have none
+    vocabulary: dict[str, int] = tokenizer.get_vocab() if tokenizer is not None else {}
     return vocabulary

@@ -36,7 +36,7 @@ def test_a_helper_is_the_model_itself_or_loaded_once_in_its_precision(pebble: To
 def test_a_helper_must_exist_and_run_where_the_model_runs(pebble: TorchModel) -> None:
     with pytest.raises(ThriftyError, match="no model 'nowhere'"):
         helper_model("nowhere", pebble)
-    with pytest.raises(ThriftyError, match="is on a server, so its helper must be too: .* is not"):
+    with pytest.raises(ThriftyError, match=r"is on a server, so its helper must be too: .* is not"):
         helper_model(FOLDER, TextOnly())
 
 
@@ -69,7 +69,7 @@ def test_a_row_behind_a_filled_block_answers_at_once(open: bool, pebble: TorchMo
     assert row.usage.answer > 0
 
 
-def test_a_side_stream_takes_nothing_that_is_meant_for_the_response(pebble: TorchModel) -> None:
+def test_a_side_stream_takes_nothing_that_is_meant_for_the_response() -> None:
     run = Settings(max_tokens=500, thinking_budget=9, answer_reserve=300, temperature=0.8, top_p=0.5, stop=("a",))
     assert helper_settings(run, 40) == Settings(max_tokens=40)
     assert helper_settings(run, 40, temperature=0.1).temperature == 0.1

@@ -20,7 +20,8 @@ from thrifty.models.torch import TorchModel
 from thrifty.models.verifier import EMBEDDED, Verifier
 from thrifty.traces.selection import argbest
 
-SCORERS = ("shortest", "likelihood", "verifier")
+SCORERS = {"shortest": Need.TEXT, "likelihood": Need.LOGITS, "verifier": Need.HIDDEN}
+"""The scorers, and the access that each of them needs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,7 @@ class BestOfN(FlowMethod):
     """
 
     slug: ClassVar[str] = "best-of-n"
-    needs: ClassVar[Need] = Need.SAMPLING
+    needs: ClassVar[Need] = Need.TEXT
     thinks: ClassVar[bool] = False
     samples: int = 5
     scorer: str = "shortest"
@@ -66,6 +67,7 @@ class BestOfN(FlowMethod):
 
     def check(self, model: Model) -> None:
         super().check(model)
+        model.require(SCORERS[self.scorer], self.spec)
         if self.scorer == "verifier":
             assert isinstance(model, TorchModel)
             self._verifier.trunk(model)
@@ -78,7 +80,8 @@ class BestOfN(FlowMethod):
     def flow(self, stage: Stage, job: Job) -> Flow:
         prompt = stage.render(job)
         keep = self.scorer == "verifier"
-        rows = yield [stage.call(prompt, controllers=stage.own, keep=keep) for _ in range(self.samples)]
+        call = stage.call(prompt, controllers=stage.own, keep=keep, messages=job.problem.messages)
+        rows = yield [call] * self.samples
         scores = self._scores(stage, rows)
         answers = answers_of(rows)
         best = argbest([None if answer is None else score for answer, score in zip(answers, scores, strict=True)])
@@ -87,7 +90,7 @@ class BestOfN(FlowMethod):
 
     def _scores(self, stage: Stage, rows: Sequence[Row]) -> Sequence[float | None]:
         if self.scorer == "shortest":
-            return [-float(len(row.ids)) for row in rows]
+            return [-float(row.usage.generated) for row in rows]
         if self.scorer == "likelihood":
             (likelihood,) = stage.own
             assert isinstance(likelihood, Likelihood)

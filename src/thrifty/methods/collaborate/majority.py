@@ -33,7 +33,7 @@ class Majority(FlowMethod):
     """
 
     slug: ClassVar[str] = "majority"
-    needs: ClassVar[Need] = Need.SAMPLING
+    needs: ClassVar[Need] = Need.TEXT
     thinks: ClassVar[bool] = False
     samples: int = 5
     early: bool = False
@@ -51,7 +51,7 @@ class Majority(FlowMethod):
         rows: list[Row] = []
         answers: list[str | None] = []
         while missing := self._missing(answers):
-            more = yield [stage.call(prompt) for _ in range(missing)]
+            more = yield [stage.call(prompt, messages=job.problem.messages) for _ in range(missing)]
             rows, answers = rows + more, answers + answers_of(more)
         return choose(stage, self.slug, rows, vote(answers), {"answers": answers})
 

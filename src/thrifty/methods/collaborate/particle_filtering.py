@@ -89,6 +89,8 @@ class ParticleFiltering(StepwiseMethod):
             if steps:
                 counters = np.arange(steps * self.particles, (steps + 1) * self.particles, dtype=np.uint64)
                 picked = resample(weights(scores), uniforms(np.full(self.particles, key), counters, STREAM).tolist())
+                for lost in set(range(self.particles)) - set(picked):
+                    growth.forget(particles[lost])
                 particles, scores = [particles[i] for i in picked], [scores[i] for i in picked]
             places = [i for i, node in enumerate(particles) if node.open]
             if not places:

@@ -79,6 +79,13 @@ def user_turn(model: TorchModel) -> tuple[str, str]:
     return begin.removeprefix(ending), ending.rstrip("\n")
 
 
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    start: int  # where it begins, in tokens
+    tau: int  # tokens that it is to have
+    written: int  # tokens before it, without hints
+
+
 class _Hint(Controller):
     def __init__(self, method: ConciseHint, model: TorchModel) -> None:
         self.method = method
@@ -87,21 +94,22 @@ class _Hint(Controller):
 
     def begin(self, rows: Sequence[Row], batch: Batch) -> None:
         for row in rows:
-            row.state[self] = (len(row.ids), self.method.alpha)  # where the chunk begins, tokens that it is to have
+            row.state[self] = _Chunk(len(row.ids), self.method.alpha, len(row.ids) - len(row.asides))
             row.events["concisehint"] = []
 
     def after_token(self, rows: Sequence[Row], batch: Batch) -> None:
+        method = self.method
         for row in rows:
-            start, tau = row.state[self]
+            chunk: _Chunk = row.state[self]
             ending = row.stopped or row.ids[-1] in row.model.eos_ids
-            if len(row.ids) - start < tau or row.forced or ending:
+            if len(row.ids) - chunk.start < chunk.tau or row.forced or ending:
                 continue
-            if row.phases.closed and not self.method.after_thinking:
+            if row.phases.closed and not method.after_thinking:
                 continue
-            self._insert(row, batch, start, tau)
-            whole = len(row.prompt_ids) + len(row.ids)
-            length = whole if self.method.count == "release" else len(row.ids) - len(row.asides)
-            row.state[self] = (len(row.ids), interval(length, self.method.alpha, self.method.beta, self.method.cap))
+            written = chunk.written + len(row.ids) - chunk.start
+            self._insert(row, batch, chunk.start, chunk.tau)
+            length = written if method.count == "paper" else len(row.prompt_ids) + len(row.ids)
+            row.state[self] = _Chunk(len(row.ids), interval(length, method.alpha, method.beta, method.cap), written)
 
     def _insert(self, row: Row, batch: Batch, start: int, tau: int) -> None:
         """Write the hint into the chunk that begins at a token, if it has a place and the response has room."""

@@ -9,19 +9,20 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from thrifty.catalogue import Need
 from thrifty.decoding.artefact import Artefact, identity
 from thrifty.decoding.features import MeanEntropy, ReadPrompt, prompt_states
 from thrifty.decoding.flow import Call, Flow, Role, conclude
-from thrifty.decoding.gate import Training, evaluate, fit_gate, rare_classes
+from thrifty.decoding.gate import Gate, Training, evaluate, fit_gate, rare_classes
 from thrifty.decoding.row import Row
 from thrifty.errors import ThriftyError
 from thrifty.methods.base import FlowMethod, Stage
 from thrifty.methods.tuning import Tuning, divide
 from thrifty.models.base import Job, Model, Settings
 from thrifty.models.torch import TorchModel
-from thrifty.traces.trace import Message, Trace
+from thrifty.traces.trace import Message, Problem, Trace
 
 CLASSES = ("easy", "normal", "hard")
 PLAIN = "plain"
@@ -56,9 +57,9 @@ class DiffAdapt(FlowMethod):
 
     The strategies' temperatures hold on greedy runs too, as in the paper; ``temperatures=false`` keeps the run's.
 
-    Source: DiffAdapt: Difficulty-Adaptive Reasoning for Token-Efficient LLM Inference, arXiv 2510.19669; card
-    ``diffadapt``. Follows the paper. Reconstruction, for it does not say: the wording of the prompts, the confidence
-    below which the strategy is normal, the thresholds of the labels, the probe's width and regularisation.
+    Source: DiffAdapt: Difficulty-Adaptive Reasoning for Token-Efficient LLM Inference, arXiv 2510.19669;
+    card ``diffadapt``. Follows the paper. Reconstruction, for it does not say: the wording of the prompts, the
+    confidence below which the strategy is normal, the thresholds of the labels, the probe's width and regularisation.
 
     Attributes:
         probe: path of what ``thrifty tune diffadapt`` wrote.
@@ -174,7 +175,8 @@ class DiffAdapt(FlowMethod):
         options = tuning.read(Labelling)
         problems = tuning.problems()
         method = cls(**{f.name: getattr(options, f.name) for f in fields(cls)})
-        labels, statistics, thresholds = _label(tuning, options, replace(method, strategy="normal", temperatures=True))
+        normal = replace(method, strategy="normal", temperatures=True)  # greedy samples would all be the same
+        labels, statistics, thresholds = _label(tuning, options, normal, problems)
         counts = {name: labels.count(name) for name in CLASSES}
         for name, count in counts.items():
             if not count:
@@ -183,13 +185,13 @@ class DiffAdapt(FlowMethod):
                     f"none of {len(problems)} problems is labelled {name!r} ({listed}): tune on a task of more mixed "
                     "difficulty, on more problems, or with other alpha and gamma"
                 )
-        layer = tuning.model.layers if options.layer == -1 else options.layer
+        layer = tuning.layer(options.layer)
         states = prompt_states(tuning.model, problems, layer, tuning.settings)
         targets = torch.tensor([CLASSES.index(name) for name in labels])
         training = Training(width=options.width, seed=tuning.settings.seed)
         train, validate, rest = divide(targets.tolist(), tuning.settings.seed)
 
-        def fitted(targets: torch.Tensor) -> Any:
+        def fitted(targets: Tensor) -> Gate:
             return fit_gate(
                 states[train], targets[train], states[validate], targets[validate], CLASSES, layer, training
             )
@@ -241,15 +243,15 @@ class Labelling(DiffAdapt):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.samples < 1 or self.width < 0 or self.layer < -1:
-            raise ThriftyError("diffadapt: samples must be at least 1, width at least 0, layer at least 0 or -1")
+        if self.samples < 1 or self.width < 0:
+            raise ThriftyError("diffadapt: samples must be at least 1, width at least 0")
 
 
 def _label(
-    tuning: Tuning, options: Labelling, normal: DiffAdapt
+    tuning: Tuning, options: Labelling, normal: DiffAdapt, problems: Sequence[Problem]
 ) -> tuple[list[str], dict[str, float], dict[str, float]]:
     """Sample every problem by the normal strategy; return labels, their statistics, and the thresholds used."""
-    found = tuning.solve(normal, tuning.problems(), options.samples, [MeanEntropy()], "labelling")
+    found = tuning.solve(normal, problems, options.samples, [MeanEntropy()], "labelling")
     accuracies = [sum(bool(t.correct) for t in traces) / len(traces) for traces in found]
     entropies = [sum(_mean_entropy(t) for t in traces) / len(traces) for traces in found]
     beta = options.beta

@@ -179,6 +179,7 @@ class E2C(FlowMethod):
         return "format" if knows_formats(model.template) else "prompt"
 
     def explore(self, stage: Stage, job: Job, style: str) -> Steps[tuple[Row, list[Plan]]]:
+        """Return the row that read the prompt, and the K plans that were sampled from there."""
         end = self.end or {"format": "\n\n", "tags": EXPLORATION[1], "prompt": ""}[style]
         if style == "prompt":
             prompt, prefix = without_thinking(stage.model, asking(job, PLAN_PROMPT))

@@ -188,7 +188,7 @@ class FirstTry(Method):
         """Train both gates on traces of the model itself; the options are those of `Teaching`."""
         options = tuning.read(Teaching)
         problems = tuning.problems()
-        recorder = _Recorder(tuning.model.layers if options.layer == -1 else options.layer)
+        recorder = _Recorder(tuning.layer(options.layer))
         solved = tuning.solve(Vanilla(), problems, options.samples, [recorder], "traces")
         pages = [
             _annotate(recorder.pages[problem.id, trace.sample], index, trace, problem, tuning)
@@ -231,8 +231,8 @@ class Teaching:
     width: int = 256
 
     def __post_init__(self) -> None:
-        if self.samples < 1 or self.width < 0 or self.layer < -1:
-            raise ThriftyError("first-try: samples must be at least 1, width at least 0, layer at least 0 or -1")
+        if self.samples < 1 or self.width < 0:
+            raise ThriftyError("first-try: samples must be at least 1, width at least 0")
 
 
 @dataclass

@@ -291,7 +291,8 @@ def area_under(questions: Sequence[Labelled]) -> float | None:
 def _train_chooser(groups: Sequence[Sequence[Trace]], tuning: Tuning) -> tuple[Gate, dict[str, Any]]:
     """Train the chooser of partial traces on the signals at the checkpoint; traces of a question stay together."""
     parts: list[tuple[Tensor, Tensor]] = []
-    for questions in divide(len(groups), tuning.settings.seed):
+    right = [[bool(trace.correct) for trace in traces] for traces in groups]
+    for questions in divide([any(of) + all(of) for of in right], tuning.settings.seed):
         traces = [trace for i in questions for trace in groups[i]]
         notes = [(note_of(trace), int(bool(trace.correct))) for trace in traces]
         rows = [([note.get(f"early_{name}", note[name]) for name in ORIENTATION], label) for note, label in notes]

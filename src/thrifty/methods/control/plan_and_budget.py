@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -71,6 +71,7 @@ _STEP = re.compile(
     re.MULTILINE | re.IGNORECASE,
 )
 _LEVEL = re.compile(r"(?<![\d.,])[1-5](?![\d]|[.,]\d)")
+_JSON = re.compile(r"[{\[]")
 _WORDS = {"easy": 1, "medium": 3, "hard": 5}
 
 T = TypeVar("T")
@@ -125,31 +126,32 @@ def parse_steps(text: str) -> list[SubQuestion] | None:
 
 
 def parse_credits(text: str, count: int) -> list[float] | None:
-    """Return the credits in the first JSON value that a text holds, None if they cannot be used.
+    """Return the credits in the first JSON value that holds usable ones, None if there is none.
 
     Args:
         text: a planner's reply, with whatever stands around the JSON.
         count: sub-questions; there must be as many credits, none negative, not all zero.
     """
-    found = _first_json(text)
-    if isinstance(found, dict):
-        lists = [value for value in found.values() if isinstance(value, list)]
-        found = found.get("credits") or (lists[0] if lists else list(found.values()))
-    if not isinstance(found, list):
-        return None
-    credits = [item.get("credit") if isinstance(item, dict) else item for item in found]
-    numbers = [c for c in credits if isinstance(c, int | float) and not isinstance(c, bool) and 0 <= c <= 1e9]
-    return numbers if len(numbers) == len(credits) == count and any(numbers) else None
-
-
-def _first_json(text: str) -> object:
-    decoder = json.JSONDecoder()
-    for match in re.finditer(r"[{\[]", text):
-        try:
-            return decoder.raw_decode(text, match.start())[0]
-        except (ValueError, RecursionError):
-            continue
+    for found in _json_values(text):
+        if isinstance(found, dict):
+            lists = [value for value in found.values() if isinstance(value, list)]
+            found = found.get("credits") or (lists[0] if lists else list(found.values()))
+        items = found if isinstance(found, list) else []
+        credits = [item.get("credit") if isinstance(item, dict) else item for item in items]
+        numbers = [c for c in credits if isinstance(c, int | float) and not isinstance(c, bool) and 0 <= c <= 1e9]
+        if len(numbers) == len(credits) == count and any(numbers):
+            return numbers
     return None
+
+
+def _json_values(text: str) -> Iterator[object]:
+    decoder, at = json.JSONDecoder(), 0
+    while match := _JSON.search(text, at):
+        try:
+            value, at = decoder.raw_decode(text, match.start())
+            yield value
+        except (ValueError, RecursionError):
+            at = match.end()
 
 
 def numbered(steps: Sequence[SubQuestion], parts: Sequence[int] = ()) -> str:
@@ -206,10 +208,10 @@ class PlanAndBudget(FlowMethod):
     their parts, which fallbacks were needed, the planner's tokens, and the compliance: tokens of each part over its
     budget, where the parts can be told apart in the thinking.
 
-    Source: Plan and Budget: Effective and Efficient Test-Time Scaling on Large Language Model Reasoning, arXiv
-    2505.16122; card ``plan-and-budget``. Follows the release (modes, budgets, schedules, parsing), in wording of its
-    own. Here planning is done for each problem and counted; the authors computed it beforehand. Reconstruction:
-    plans of more than five steps are cut, and the same malformed reply twice ends the retries.
+    Source: Plan and Budget: Effective and Efficient Test-Time Scaling on Large Language Model Reasoning,
+    arXiv 2505.16122; card ``plan-and-budget``. Follows the release (modes, budgets, schedules, parsing), in wording
+    of its own. Here planning is done for each problem and counted; the authors computed it beforehand.
+    Reconstruction: plans of more than five steps are cut, and the same malformed reply twice ends the retries.
 
     Attributes:
         mode: ``vanilla``, the model as it is; ``planned``, sub-questions without budgets; ``global_budget``, a limit

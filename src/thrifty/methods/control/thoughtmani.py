@@ -84,7 +84,8 @@ class ThoughtMani(FlowMethod):
 
     ``events["thoughtmani"]`` tells of each response why the helper declined (``stop``, ``empty``, ``long``,
     ``always``, or null where its thought was used), and how much the model wrote of its own: tokens, paragraphs and
-    reopened think blocks. Responses whose thinking the outline ended count as ended by ``thoughtmani``.
+    reopened think blocks. Responses whose thinking the outline ended count as ended by ``thoughtmani``. The account's
+    floating-point operations weigh a helper's tokens by its size.
 
     Source: Thought Manipulation: External Thought Can Be Efficient for Large Reasoning Models, arXiv 2504.13626;
     card ``thoughtmani``. Follows the paper; no code was released. Reconstruction: the wording of the prompt, the

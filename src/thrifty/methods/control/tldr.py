@@ -7,17 +7,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from thrifty.catalogue import Need
 from thrifty.decoding.controller import Batch, Controller
 from thrifty.decoding.row import Row
+from thrifty.decoding.sampling import uniforms
 from thrifty.errors import ThriftyError
 from thrifty.methods.base import Method
 from thrifty.models.torch import TorchModel
 
 MODES = ("shifted", "ratio", "bias")
+STREAM = 4
+"""Early stops of greedy rows draw from a stream of their own."""
+DRAWN = 1e4
+"""Added to the logit of a stop token that was drawn: more than lies between any two logits."""
 
 
 def scale_stop(logits: Tensor, stop: Tensor, mode: str, temperature: float = 1.0, bias: float = 0.0) -> Tensor:
@@ -67,7 +73,17 @@ class _ScaleStop(Controller):
             return logits
         method, places = self.method, torch.tensor(due, device=logits.device)
         scaled = scale_stop(logits[places], self.stop, method.mode, method.temperature, method.bias)
+        if method.mode == "shifted":
+            scaled[:, self.stop] += DRAWN * self._drawn([rows[i] for i in due], scaled)[:, None]
         return logits.index_copy(0, places, scaled)
+
+    def _drawn(self, rows: Sequence[Row], scaled: Tensor) -> Tensor:
+        """Tell which greedy rows stop now: 1 or 0, ``(rows,)``."""
+        keys = np.array([row.key for row in rows], dtype=np.uint64)
+        counters = np.array([len(row.ids) for row in rows], dtype=np.uint64)
+        draws = torch.from_numpy(uniforms(keys, counters, STREAM)).to(scaled.device)
+        greedy = torch.tensor([row.settings.temperature == 0 for row in rows], device=scaled.device)
+        return greedy & (draws < torch.softmax(scaled, -1)[:, self.stop].sum(-1))
 
     def _due(self, row: Row) -> bool:
         if not row.thinking or row.forced or row.thinking_tokens < self.method.min_think_tokens:
@@ -87,15 +103,15 @@ class _ScaleStop(Controller):
 class TS(Method):
     """Make the end of the thinking likelier (or less likely) at every step, and leave its content alone.
 
-    Smaller temperatures stop earlier; sweep them for the curve of accuracy against length. **Sample with it
-    (``--temperature 0.6``): in the shifted form the stop token never overtakes the likeliest one, so greedy
-    decoding stays as it is above a temperature of 0; mode ``bias`` acts on greedy decoding too.**
+    Smaller temperatures stop earlier: sweep them for the curve of accuracy against length. Each trace says in
+    ``events["tldr"]`` whether its thought was empty.
 
     Source: Making Small Language Models Efficient Reasoners: Intervention, Supervision, Reinforcement,
     arXiv 2505.07961; card ``tldr``. This is its training-free part, temperature scaling (TS), also known as
     ``tldr-ts``. Follows the paper in what is scaled. Reconstruction: the formula, sign-safe unless ``mode`` asks
-    for the literal one, and the temperatures. A closer of several tokens is scaled by its first, at the beginning of
-    lines only. Each trace says whether its thought was empty in ``events["tldr"]``.
+    for the literal one, and the temperatures. The paper samples; the shifted form never changes which token is the
+    likeliest, so where decoding is greedy the stop alone is drawn, with its scaled probability, and all else stays
+    greedy. A closer of several tokens is scaled by its first one, at the beginning of lines only.
 
     Attributes:
         temperature: T of the modes ``shifted`` and ``ratio``; 1 changes nothing, above 1 the model thinks longer.
@@ -106,7 +122,7 @@ class TS(Method):
 
     slug: ClassVar[str] = "tldr"
     needs: ClassVar[Need] = Need.LOGITS
-    temperature: float = 0.8
+    temperature: float = 0.5
     mode: str = "shifted"
     bias: float = 0.0
     min_think_tokens: int = 0

@@ -47,18 +47,10 @@ class StepEnd(Controller):
         for row in rows:
             start = row.state[self]
             ended = row.paragraph_ended if self.step == "paragraph" else row.line_ended
-            if ((ended and row.text(start).strip()) or len(row.ids) - start >= self.tokens) and not _ends(row, start):
+            # a row that ends, or has to write what a method forces, is not cut short
+            goes_on = row.ids[-1] not in row.model.eos_ids and not row.forced and row.closing is None
+            if goes_on and (len(row.ids) - start >= self.tokens or (ended and row.text(start).strip())):
                 row.stop("step")
-
-
-def _ends(row: Row, start: int) -> bool:
-    """Tell whether a row is about to end by itself, or must first write what a method forces."""
-    room = min(row.settings.max_tokens, row.model.context_length - len(row.prompt_ids))
-    ends = row.ids[-1] in row.model.eos_ids or len(row.ids) >= room
-    if row.settings.stop and row.phase == "answer":
-        text = row.text(start)
-        ends = ends or any(stop in text for stop in row.settings.stop)
-    return ends or bool(row.forced) or row.closing is not None
 
 
 class _Read(Controller):
@@ -207,7 +199,7 @@ class Growth:
             if node is chosen:
                 continue
             trace.usage = trace.usage + account(node.row, "sample" if node in path else "probe")
-            if node not in path:
+            if node not in path and node.tokens:
                 trace.segments.append(Segment("probe", "answer", node.text))
         trace.events = {**trace.events, **events}
         return trace
