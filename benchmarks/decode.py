@@ -43,7 +43,11 @@ def ours(model: TorchModel, problems: list[Problem], batch: int, limit: int, con
     """Decode with this library; return the tokens written."""
     settings = Settings(max_tokens=limit, batch_size=batch, answer_reserve=0, loop_stop=False)
     traces = decode(
-        model, jobs_for(problems, 1), settings, lambda job: Plan(model.render(job.problem.messages), controllers), "speed"
+        model,
+        jobs_for(problems, 1),
+        settings,
+        lambda job: Plan(model.render(job.problem.messages), controllers),
+        "speed",
     )
     return sum(trace.usage.generated for trace in traces)
 

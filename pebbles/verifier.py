@@ -291,7 +291,7 @@ def auroc_within(scores: Tensor, labels: Tensor, groups: Tensor) -> float | None
         labels: shares of right continuations ``(n,)``.
         groups: the problem of each ``(n,)``.
     """
-    parts = [weighted_auroc(scores[groups == group], labels[groups == group]) for group in groups.unique()]
+    parts = [weighted_auroc(scores[groups == group], labels[groups == group]) for group in sorted(set(groups.tolist()))]
     known = [part for part in parts if part is not None]
     return sum(known) / len(known) if known else None
 

@@ -154,8 +154,8 @@ _ENTRIES: tuple[Entry, ...] = (
            "Training Verifiers to Solve Math Word Problems",
            "of several samples the one that a scorer likes best", kind="baseline"),
     _entry("particle-filtering", "collaborate", Need.SAMPLING, "2502.01618",
-           "Rollout Roulette: A Probabilistic Inference Approach to Inference-Time Scaling of LLMs using Particle-Based "
-           "Monte Carlo Methods",
+           "Rollout Roulette: A Probabilistic Inference Approach to Inference-Time Scaling of LLMs using "
+           "Particle-Based Monte Carlo Methods",
            "4x to 16x better scaling than deterministic search; Qwen2.5-Math-1.5B above GPT-4o with 4 rollouts",
            kind="baseline"),
 

@@ -305,7 +305,10 @@ def tune(
     name: Annotated[
         str, typer.Argument(help="A method, options of its tuning in brackets, as 'diffadapt(samples=4)'.")
     ],
-    out: Annotated[Path, typer.Option(help="JSON file to write; trained gates lie beside it as .safetensors.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="JSON file to write (default: runs/METHOD-MODEL-TASK.json); gates lie beside it."),
+    ] = None,
     model: ModelOption = "pebble",
     task: Annotated[
         str, typer.Option("--task", "-t", help="Its train split; measure a file as FILE.jsonl(hold_out=true) then.")
@@ -340,7 +343,7 @@ def tune(
             artefact = cls.tune(Tuning(slug, loaded, source, settings, limit, options, show_progress))
     finally:
         loaded.close()
-    paths = artefact.save(out)
+    paths = artefact.save(out or Path("runs") / f"{_file_name(f'{slug}-{model}-{source.name}')}.json")
     if as_json:
         print_json(artefact.report)
         return

@@ -76,7 +76,8 @@ def test_a_row_gone_on_from_writes_what_it_would_have_written(toy: TorchModel, s
         (first,) = yield [Call(toy.render(job.problem.messages), [StopAt(20)], keep=True)]
         (second,) = yield [Call(parent=first, stream=0, keep=True, controllers=[StopAt(33)])]
         (third,) = yield [Call(parent=second, stream=0)]
-        assert third.inherited == 33 and third.ids[:33] == second.ids
+        assert third.inherited == 33
+        assert third.ids[:33] == second.ids
         return conclude(third, "test", [(first, "sample"), (second, "sample")])
 
     whole = decode(toy, jobs(6), settings, lambda job: Plan(toy.render(job.problem.messages)), "test")
@@ -145,7 +146,8 @@ def test_children_share_their_parent_and_differ_by_their_streams(toy: TorchModel
 def test_a_row_stopped_in_begin_costs_its_prompt_alone(toy: TorchModel) -> None:
     def flow(job: Job) -> Flow:
         (read,) = yield [Call(toy.render(job.problem.messages), [StopAtOnce()])]
-        assert not read.ids and read.stopped == "read"
+        assert not read.ids
+        assert read.stopped == "read"
         (row,) = yield [Call(toy.render(job.problem.messages), stream=0)]
         return conclude(row, "test", [(read, "probe")])
 
@@ -160,14 +162,16 @@ def test_a_row_stopped_in_begin_costs_its_prompt_alone(toy: TorchModel) -> None:
 def test_a_prefix_is_read_with_the_prompt_and_counts_as_injected(toy: TorchModel) -> None:
     def flow(job: Job) -> Flow:
         (row,) = yield [Call(toy.render(job.problem.messages), prefix="I know.\n</think>\n\n")]
-        assert row.phase == "answer" and row.text().startswith("I know.\n</think>\n\n")
+        assert row.phase == "answer"
+        assert row.text().startswith("I know.\n</think>\n\n")
         return conclude(row, "test")
 
     length = len(toy.encode("I know.\n</think>\n\n"))
     for trace in run_flows(toy, jobs(2), SETTINGS, flow):
         assert trace.usage.injected == length
         assert trace.usage.forward_passes == trace.usage.generated - length  # the prefix costs no pass of its own
-        assert trace.closed_by == "model" and trace.segments[0].kind == "injected"
+        assert trace.closed_by == "model"
+        assert trace.segments[0].kind == "injected"
 
 
 def test_a_helper_model_is_called_and_charged(toy: TorchModel, pebble64: TorchModel) -> None:
@@ -179,7 +183,8 @@ def test_a_helper_model_is_called_and_charged(toy: TorchModel, pebble64: TorchMo
     for trace in run_flows(toy, jobs(9), SETTINGS, flow):
         assert trace.usage.helper == trace.usage.prompt + 10  # both read the same prompt
         assert trace.events["thought"] == 10
-        assert trace.segments[-1].kind == "helper" and trace.segments[-1].text
+        assert trace.segments[-1].kind == "helper"
+        assert trace.segments[-1].text
 
 
 def test_hidden_states_arrive_for_the_prompt_and_every_token(toy: TorchModel) -> None:
