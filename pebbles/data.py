@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 
 from drills import DRILLS
 from families import FAMILIES
+from instructions import INSTRUCTIONS
 from lesson import Lesson
 from levels import LEVELS
 from teacher import FORMATS, Pieces
@@ -46,7 +47,8 @@ FAMILY_WEIGHTS = {
 }
 LEVEL_WEIGHTS = {"easy": 3, "default": 5, "hard": 2}
 FORMAT_WEIGHTS = {"long": 10, "short": 4, "direct": 2, "plan": 2, "code": 2}
-DRILL_SHARE = 0.15
+DRILL_SHARE = 0.12
+INSTRUCTION_SHARE = 0.12
 CONTEXT = 2048
 TRAIN_SEED_BASE = 2**31
 ITEMS = 1_000_000  # of each family and level; an item's seed is the base and its index
@@ -70,8 +72,8 @@ class Documents:
             for family, options in LEVELS[level].items()
         }
 
-    def lesson(self, index: int) -> tuple[Lesson, random.Random]:
-        """Draw the lesson of one document, skipping every question of the test split."""
+    def lesson(self, index: int) -> tuple[Lesson, str, str, random.Random]:
+        """Draw the lesson of one document, its family and its level, skipping every question of the test split."""
         rng = random.Random(f"{self.seed}:{index}")
         while True:
             family = _draw(rng, FAMILY_WEIGHTS)
@@ -80,7 +82,7 @@ class Documents:
             if split_of(item["question"]) == "train":
                 lesson = FAMILIES[family](item)
                 if len(lesson.routes) > 1:  # a word problem that is beyond its family has the reference words only
-                    return lesson, rng
+                    return lesson, family, level, rng
 
     @cached_property
     def words(self) -> list[str]:
@@ -95,7 +97,11 @@ class Documents:
         if chance.random() < DRILL_SHARE:
             question, answer = chance.choice(DRILLS)(self.words, chance)
             return [(prompt_of(question), False), *answer]
-        lesson, rng = self.lesson(index)
+        lesson, family, level, rng = self.lesson(index)
+        if chance.random() < INSTRUCTION_SHARE:
+            (write,) = chance.choices(list(INSTRUCTIONS), weights=list(INSTRUCTIONS.values()))
+            question, answer = write(lesson, family, level, rng)
+            return [(prompt_of(question), False), *answer]
         format = _draw(rng, FORMAT_WEIGHTS)
         silent = format == "long" and rng.random() < 0.8
         system = "" if silent else FORMAT_PROMPTS[format]

@@ -41,7 +41,7 @@ def test_documents_are_a_function_of_seed_and_index() -> None:
 def test_documents_keep_clear_of_the_test_split() -> None:
     documents = Documents(1)
     for index in range(300):
-        lesson, _ = documents.lesson(index)
+        lesson, *_ = documents.lesson(index)
         assert split_of(lesson.question) == "train"
         assert len(lesson.routes) > 1
 
@@ -55,13 +55,17 @@ def test_a_document_is_its_prompt_and_a_completion_in_its_format() -> None:
         if prompt.startswith(("<|user|>Copy: ", '<|user|>List: "', '<|user|>Spell: "')) or "Look up: " in prompt:
             seen["drill"] += 1
             continue
-        lesson, _ = documents.lesson(index)
+        lesson, *_ = documents.lesson(index)
         systems = [name for name, system in FORMAT_PROMPTS.items() if prompt == prompt_of(lesson.question, system)]
         seen[systems[0] if systems else "none"] += 1
-        assert systems or prompt == prompt_of(lesson.question)
-    assert seen["drill"] / 200 == pytest.approx(0.15, abs=0.08)
-    assert seen["none"] / 200 == pytest.approx(0.34, abs=0.1)
-    assert set(seen) == {*FORMAT_PROMPTS, "none", "drill"}
+        assert lesson.question in prompt
+        if not systems and prompt != prompt_of(lesson.question):
+            seen["instruction"] += 1
+            seen["none"] -= 1
+    assert seen["drill"] / 200 == pytest.approx(0.12, abs=0.07)
+    assert seen["instruction"] / 200 == pytest.approx(0.08, abs=0.06)  # some put it into the thinking
+    assert seen["none"] / 200 == pytest.approx(0.36, abs=0.1)
+    assert set(seen) == {*FORMAT_PROMPTS, "none", "drill", "instruction"}
 
 
 @cache

@@ -111,7 +111,7 @@ def test_an_export_holds_half_precision(exported: tuple[Network, Path]) -> None:
 def test_the_chat_template_renders_the_prompts_of_the_training(exported: tuple[Network, Path]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(exported[1])
     assert (tokenizer.eos_token, tokenizer.pad_token, tokenizer.model_max_length) == ("<|end|>", "<|pad|>", 256)
-    chosen, _ = data.Documents(1).lesson(0)
+    chosen, *_ = data.Documents(1).lesson(0)
     messages = [{"role": "user", "content": chosen.question}]
     render = partial(tokenizer.apply_chat_template, tokenize=False)
     prompt = render(messages, add_generation_prompt=True)
