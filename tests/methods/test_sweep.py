@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from itertools import combinations, product
 from typing import Any
 
 import pytest
@@ -70,7 +71,7 @@ CARD_DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 def solve(
-    model: TorchModel, spec: str, batch_size: int = 8, temperature: float = 0.0, count: int = 8, max_tokens: int = 160
+    model: TorchModel, spec: str, batch_size: int = 8, temperature: float = 0.0, count: int = 4, max_tokens: int = 160
 ) -> dict[str, Trace]:
     jobs = jobs_for(load_task("mix").problems(limit=count, seed=9), 1)
     settings = Settings(max_tokens=max_tokens, batch_size=batch_size, temperature=temperature)
@@ -122,8 +123,8 @@ def test_has_a_no_op_setting_that_equals_vanilla(slug: str, pebble: TorchModel) 
 
 @pytest.mark.parametrize("slug", METHODS)
 def test_is_deterministic_and_does_not_depend_on_the_batch(slug: str, pebble64: TorchModel) -> None:
-    results = [ids(solve(pebble64, RUNS_AS.get(slug, slug), size, 0.7, count=4, max_tokens=110)) for size in (1, 3, 4)]
-    assert results[0] == results[1] == results[2]
+    results = [ids(solve(pebble64, RUNS_AS.get(slug, slug), size, 0.7, count=3, max_tokens=90)) for size in (1, 3)]
+    assert results[0] == results[1]
 
 
 @pytest.mark.parametrize("slug", METHODS)
@@ -170,21 +171,25 @@ def test_a_spec_makes_the_method_again(slug: str) -> None:
 STEERING = [m for m in METHODS if m not in ("vanilla", "no-think")]
 
 
-@pytest.mark.parametrize("first", STEERING)
-@pytest.mark.parametrize("second", STEERING)
+def test_a_method_stands_once_in_a_composition_and_flows_do_not_nest() -> None:
+    for first, second in product(STEERING, repeat=2):
+        if first == second:
+            with pytest.raises(ThriftyError, match="twice"):
+                get_method(f"{first}+{second}")
+        elif all(issubclass(method_class(slug), FlowMethod) for slug in (first, second)):
+            with pytest.raises(ThriftyError, match="several calls"):
+                get_method(f"{first}+{second}")
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [pair for pair in combinations(STEERING, 2) if not all(issubclass(method_class(m), FlowMethod) for m in pair)],
+)
 def test_steering_methods_compose(first: str, second: str, pebble: TorchModel) -> None:
-    if first == second:
-        with pytest.raises(ThriftyError, match="twice"):
-            get_method(f"{first}+{second}")
-        return
-    if all(issubclass(method_class(slug), FlowMethod) for slug in (first, second)):
-        with pytest.raises(ThriftyError, match="several calls"):
-            get_method(f"{first}+{second}")
-        return
     both = "+".join(RUNS_AS.get(slug, slug) for slug in (first, second))
-    traces = solve(pebble, both)
-    assert len(traces) == 8
-    assert all(t.method == both for t in traces.values())
+    traces = solve(pebble, both, count=3, max_tokens=100)
+    assert len(traces) == 3
+    assert {t.method for t in traces.values()} == {get_method(both).spec}
     assert all(t.answer_text.strip() for t in traces.values())
 
 
