@@ -32,10 +32,10 @@ from thrifty.decoding.flow import Call, Flow, conclude, run_flows
 from thrifty.decoding.gate import Gate
 from thrifty.decoding.row import Row
 from thrifty.decoding.sampling import uniforms
+from thrifty.decoding.verifier import CLASSES, Verifier
 from thrifty.models import load_model
 from thrifty.models.base import Job, Settings
 from thrifty.models.torch import TorchModel
-from thrifty.models.verifier import CLASSES, Verifier
 from thrifty.tasks.mix import LEVELS, MixTask
 from thrifty.traces.trace import Problem
 

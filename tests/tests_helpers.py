@@ -9,9 +9,9 @@ import torch
 from thrifty.catalogue import Need
 from thrifty.decoding.gate import Gate
 from thrifty.decoding.session import Session
+from thrifty.decoding.verifier import CLASSES, Verifier
 from thrifty.models.base import Settings, TextModel
 from thrifty.models.torch import TorchModel
-from thrifty.models.verifier import CLASSES, Verifier
 
 
 class TextOnly(TextModel):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -149,3 +150,29 @@ def _reads_as_bare(value: str) -> bool:
 def _shown(text: str) -> str:
     """Quote what a user wrote, on one line and short."""
     return repr(text if len(text) <= 80 else text[:77] + "...")
+
+
+def checked_options(kind: Any, options: dict[str, Any], owner: str) -> dict[str, Any]:
+    """Return options as the fields of a dataclass want them.
+
+    Args:
+        kind: the dataclass; a default of None takes any value.
+        options: as a user wrote them.
+        owner: whose they are, for messages.
+
+    Raises:
+        ThriftyError: an option that it does not have, or a value of the wrong type.
+    """
+    known = {f.name: f for f in dataclasses.fields(kind)}
+    for name, value in options.items():
+        if name not in known:
+            listed = ", ".join(known) or "none"
+            raise ThriftyError(f"{owner} has no option {name!r}; it has: {listed}")
+        default = known[name].default
+        if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+            options[name] = float(value)
+        elif default is not None and default is not dataclasses.MISSING and type(default) is not type(value):
+            raise ThriftyError(
+                f"option {name!r} of {owner} is a {type(default).__name__} (default {default!r}), not {value!r}"
+            )
+    return options

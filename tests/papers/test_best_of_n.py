@@ -10,10 +10,10 @@ import torch
 from test_majority import response, solve
 
 from thrifty.decoding.gate import Gate
+from thrifty.decoding.verifier import CLASSES, Verifier
 from thrifty.errors import ThriftyError
 from thrifty.methods import get_method
 from thrifty.models.torch import TorchModel
-from thrifty.models.verifier import CLASSES, Verifier
 from thrifty.tasks import load_task
 
 

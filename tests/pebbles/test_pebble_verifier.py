@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import verifier
+from thrifty.decoding.verifier import Verifier
 from thrifty.models.torch import TorchModel
-from thrifty.models.verifier import Verifier
 from thrifty.tasks.mix import MixTask
 
 

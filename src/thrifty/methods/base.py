@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from thrifty.catalogue import CATALOGUE, Entry, Need
 from thrifty.errors import ThriftyError, UnknownName
 from thrifty.models.base import Job, Model, Settings, TextModel
+from thrifty.spec import checked_options
 from thrifty.traces.trace import Message, Trace
 
 if TYPE_CHECKING:
@@ -266,29 +267,3 @@ def build(cls: type[Method], options: dict[str, Any]) -> Method:
         ThriftyError: an option that the method does not have, or a value of the wrong type.
     """
     return cls(**checked_options(cls, options, f"method {cls.slug!r}"))
-
-
-def checked_options(kind: Any, options: dict[str, Any], owner: str) -> dict[str, Any]:
-    """Return options as the fields of a dataclass want them.
-
-    Args:
-        kind: the dataclass; a default of None takes any value.
-        options: as a user wrote them.
-        owner: whose they are, for messages.
-
-    Raises:
-        ThriftyError: an option that it does not have, or a value of the wrong type.
-    """
-    known = {f.name: f for f in dataclasses.fields(kind)}
-    for name, value in options.items():
-        if name not in known:
-            listed = ", ".join(known) or "none"
-            raise ThriftyError(f"{owner} has no option {name!r}; it has: {listed}")
-        default = known[name].default
-        if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-            options[name] = float(value)
-        elif default is not None and default is not dataclasses.MISSING and type(default) is not type(value):
-            raise ThriftyError(
-                f"option {name!r} of {owner} is a {type(default).__name__} (default {default!r}), not {value!r}"
-            )
-    return options

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 
 from thrifty.errors import ThriftyError
-from thrifty.methods.base import Method, checked_options
-from thrifty.models.base import Settings, jobs_for
+from thrifty.models.base import Job, Model, Settings, jobs_for
 from thrifty.models.torch import TorchModel
+from thrifty.spec import checked_options
 from thrifty.tasks.base import Task
 from thrifty.traces.trace import Problem, Trace
 
@@ -31,6 +31,21 @@ SHARES = (3, 4)
 
 def _silent(what: str, done: int, total: int, tokens: int) -> None:
     pass
+
+
+class Solver(Protocol):
+    """A method, as far as tuning is concerned."""
+
+    @property
+    def spec(self) -> str:
+        """Its specification."""
+        ...
+
+    def solve(
+        self, model: Model, jobs: Iterable[Job], settings: Settings, watch: Sequence[Controller] = ()
+    ) -> Iterator[Trace]:
+        """Answer problems."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +104,7 @@ class Tuning:
 
     def solve(
         self,
-        method: Method,
+        method: Solver,
         problems: Sequence[Problem],
         samples: int = 1,
         watch: Sequence[Controller] = (),

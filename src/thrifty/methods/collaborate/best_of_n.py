@@ -12,12 +12,12 @@ from thrifty.decoding.controller import Controller
 from thrifty.decoding.flow import Flow
 from thrifty.decoding.likelihood import Likelihood
 from thrifty.decoding.row import Row
+from thrifty.decoding.verifier import EMBEDDED, Verifier
 from thrifty.errors import ThriftyError
 from thrifty.methods.base import FlowMethod, Stage
 from thrifty.methods.shared.candidates import answers_of, choose, sampling
 from thrifty.models.base import Job, Model, Settings
 from thrifty.models.torch import TorchModel
-from thrifty.models.verifier import EMBEDDED, Verifier
 from thrifty.traces.selection import argbest
 
 SCORERS = {"shortest": Need.TEXT, "likelihood": Need.LOGITS, "verifier": Need.HIDDEN}
@@ -39,8 +39,8 @@ class BestOfN(FlowMethod):
     Attributes:
         samples: n, responses to each problem; 1 is the model as it is.
         scorer: ``shortest``, ``likelihood`` or ``verifier``.
-        verifier: name or folder of the verifier (`thrifty.models.verifier`). Reading the responses costs nothing where
-            it reads the generating model's own states; else every token that its trunk reads counts.
+        verifier: name or folder of the verifier (`thrifty.decoding.verifier`). Reading the responses costs nothing
+            where it reads the generating model's own states; else every token that its trunk reads counts.
         temperature: of the samples where the run is greedy, which would make them all alike.
     """
 

@@ -12,11 +12,11 @@ from thrifty.catalogue import Need
 from thrifty.decoding.controller import Batch, Controller
 from thrifty.decoding.flow import Call, account
 from thrifty.decoding.row import Row
+from thrifty.decoding.verifier import EMBEDDED, Verifier
 from thrifty.errors import ThriftyError
 from thrifty.methods.base import FlowMethod, Stage
 from thrifty.models.base import Job, Model, Settings
 from thrifty.models.torch import TorchModel
-from thrifty.models.verifier import EMBEDDED, Verifier
 from thrifty.traces.trace import Segment, Trace
 
 STEPS = ("paragraph", "line", "response")

@@ -14,10 +14,10 @@ from thrifty.decoding.artefact import Artefact, identity
 from thrifty.decoding.controller import Controller
 from thrifty.decoding.loop import Plan, decode_rows
 from thrifty.decoding.row import Row
+from thrifty.decoding.verifier import Verifier
 from thrifty.errors import ThriftyError
 from thrifty.models.base import Settings, jobs_for
 from thrifty.models.torch import TorchModel
-from thrifty.models.verifier import Verifier
 from thrifty.tasks import load_task
 
 SETTINGS = Settings(max_tokens=40, temperature=0.8, batch_size=3)
