@@ -167,7 +167,7 @@ class Pools(Dataset[list[Batch]]):
         encoded = sorted((e for p in pieces if len((e := encode(tokenizer, p))[0]) <= CONTEXT), key=lambda e: len(e[0]))
         groups: list[list[tuple[list[int], list[bool]]]] = [[]]
         for item in encoded:
-            if groups[-1] and len(item[0]) * (len(groups[-1]) + 1) > self.tokens:
+            if groups[-1] and _width(len(item[0])) * (len(groups[-1]) + 1) > self.tokens:
                 groups.append([])
             groups[-1].append(item)
         random.Random(pool).shuffle(groups)
@@ -179,8 +179,13 @@ _documents = cache(Documents)
 _tokenizer = cache(Tokenizer.from_file)
 
 
+def _width(length: int) -> int:
+    """Return the columns that a document of some length takes: few widths, for kernels are kept for each shape."""
+    return -(-length // 32) * 32
+
+
 def _collate(group: list[tuple[list[int], list[bool]]]) -> Batch:
-    width = max(len(ids) for ids, _ in group)
+    width = _width(max(len(ids) for ids, _ in group))
     ids = torch.zeros(len(group), width, dtype=torch.int64)
     targets = torch.full((len(group), width), -100)
     for row, (tokens, flags) in enumerate(group):
