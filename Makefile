@@ -14,7 +14,7 @@ demo: $(VENV)/demo
 	$(BIN)/thrifty bench --limit 100 --out runs/demo
 
 test: lint types
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-slow: $(VENV)/dev
 	$(BIN)/python -m pytest -m slow

@@ -15,6 +15,8 @@ from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 from thrifty.models import embedded_folder, load_model
 from thrifty.models.torch import TorchModel
 
+torch.set_num_threads(1)  # the tests run in a process for each core, and threads that wait for each other are slow
+
 settings.register_profile("thrifty", deadline=None)  # shared machines stall
 settings.load_profile("thrifty")
 
