@@ -217,7 +217,7 @@ def test_interrupted_it_says_how_to_go_on(tmp_path: Path) -> None:
     while time.monotonic() < deadline and not (records.exists() and records.stat().st_size):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 130
     assert "run the same command to go on" in errors
     assert "Traceback" not in errors
