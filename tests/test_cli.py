@@ -211,6 +211,7 @@ def test_interrupted_it_says_how_to_go_on(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "thrifty.cli", "bench", "--limit", "200", "--methods", "vanilla", "--out", str(out)],
         env=ENVIRONMENT, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
     )  # fmt: skip
     deadline = time.monotonic() + 120
     records = out / "records.jsonl"
