@@ -3,8 +3,9 @@
     python docs/generate.py            # write what changed
     python docs/generate.py --check    # write nothing; exit 1 if anything would change
 
-It fills the table of methods in README.md, the sections of docs/methods.md, docs/papers.md and
-docs/claims.md. Everything else in those files is written by hand and stays as it is.
+It fills the table of methods in README.md and the index in docs/methods.md; all else in these two is written by
+hand and stays as it is. It writes docs/papers.md, docs/claims.md and a page for each method in docs/methods/, and
+removes the pages of methods that are no more.
 """
 
 from __future__ import annotations
@@ -13,16 +14,18 @@ import argparse
 import dataclasses
 import inspect
 import json
-import re
+import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from markup import code, markdown, read_docstring, replace_between, table
 
 from thrifty.catalogue import CATALOGUE, Entry, status
 from thrifty.errors import ThriftyError
 from thrifty.methods import method_class
-from thrifty.methods.base import Method
+from thrifty.methods.base import FlowMethod, Method
 from thrifty.spec import parse_spec, split_specs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,60 +42,8 @@ FAMILIES = {
     "tasks": "Tasks: benchmarks and what a result must report",
 }
 NOTICE = "<!-- Written by docs/generate.py: change the code or the evidence, then run `make docs`. -->"
-
-_CODE = re.compile(r"(``.+?``|`[^`]+`)")
-_OPTION = re.compile(r"(?P<name>\w+): (?P<text>.*)")
-
-
-# -- Markdown --------------------------------------------------------------------------------------------------
-
-
-def markdown(text: str) -> str:
-    """Turn the prose of a docstring into Markdown: code stays code, all else is plain text.
-
-    Args:
-        text: one paragraph; line breaks become blanks.
-    """
-    parts = _CODE.split(" ".join(text.split()))
-    return "".join(
-        f"`{part.strip('`')}`" if i % 2 else part.replace("<", "&lt;").replace("*", "\\*")
-        for i, part in enumerate(parts)
-    )
-
-
-def cell(text: str) -> str:
-    """Return what may stand in a cell of a table: one line, its bars escaped."""
-    return " ".join(text.split()).replace("|", "\\|")
-
-
-def code(text: str) -> str:
-    """Return a code span, whatever backticks the text holds."""
-    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
-    blank = " " if fence != "`" else ""
-    return f"{fence}{blank}{text}{blank}{fence}"
-
-
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table whose cells are Markdown already."""
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(cell(value) for value in line)} |" for line in lines)
-
-
-def replace_between(text: str, name: str, content: str) -> str:
-    """Return a page with new content between its markers.
-
-    Args:
-        text: the page.
-        name: of the markers ``<!-- name:begin -->`` and ``<!-- name:end -->``.
-        content: what is to stand between them.
-
-    Raises:
-        ThriftyError: the page does not hold both markers, once each and in order.
-    """
-    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-        raise ThriftyError(f"the page needs one {begin} and one {end} below it")
-    return f"{text[: text.index(begin)]}{begin}\n\n{content}\n\n{text[text.index(end) :]}"
+CLAIM = ("measured", "n", "accuracy difference", "token ratio", "cap at the same tokens", "command", "finding")
+"""The columns of what was measured."""
 
 
 # -- What is known of a system ---------------------------------------------------------------------------------
@@ -116,9 +67,10 @@ def paper_link(entry: Entry, text: str | None = None) -> str:
     return f"[{text or entry.paper.arxiv}](https://arxiv.org/abs/{entry.paper.arxiv})"
 
 
-def file_link(path: Path, root: Path, text: str = "") -> str:
-    """Return a link from a page in docs/ to a file, a dash where there is no such file."""
-    return f"[{text or path.name}](../{path.relative_to(root).as_posix()})" if path.exists() else "-"
+def file_link(path: Path, page: Path, text: str = "") -> str:
+    """Return a link from a page to a file, a dash where there is no such file."""
+    target = Path(os.path.relpath(path, page.parent)).as_posix()
+    return f"[{text or path.name}]({target})" if path.exists() else "-"
 
 
 def module_file(entry: Entry, root: Path) -> Path:
@@ -154,58 +106,71 @@ def methods_table() -> str:
     )
 
 
-# -- docs/methods.md -------------------------------------------------------------------------------------------
+# -- docs/methods.md and docs/methods/ --------------------------------------------------------------------------
 
 
-def method_sections(root: Path = ROOT) -> str:
-    """Return a section for each method that can be run."""
-    evidence = evidence_by_slug(root)
-    return "\n\n".join(_section(entry, root, evidence.get(entry.slug, [])) for entry in available_methods())
+def composing(cls: type[Method]) -> str:
+    """Say with what a method composes."""
+    if cls.solve is not Method.solve:
+        return "stands alone"
+    return "composes with methods that steer" if issubclass(cls, FlowMethod) else "composes with `+`"
 
 
-def _section(entry: Entry, root: Path, evidence: Sequence[Path]) -> str:
+def methods_index() -> str:
+    """Return the tables of the methods that can be run, family by family."""
+    parts = []
+    for family, title in FAMILIES.items():
+        rows = []
+        for entry in (e for e in available_methods() if e.family == family):
+            cls = method_class(entry.slug)
+            summary = read_docstring(inspect.getdoc(cls) or "")[0]
+            link = f"[{entry.slug}](methods/{entry.slug}.md)"
+            rows.append((link, summary, ", ".join(f"`{name}`" for name in entry.needs.names), composing(cls)))
+        if rows:
+            parts += [f"## {title}", table(("system", "what it does", "needs", "with others"), rows)]
+    return "\n\n".join(parts)
+
+
+def method_page(entry: Entry, evidence: Mapping[Path, Mapping[str, Any]], root: Path = ROOT) -> str:
+    """Return the page of a method.
+
+    Args:
+        entry: of the catalogue.
+        evidence: what was measured of it.
+        root: of the repository.
+    """
+    page = root / "docs" / "methods" / f"{entry.slug}.md"
     cls = method_class(entry.slug)
     summary, paragraphs, options = read_docstring(inspect.getdoc(cls) or "")
     blocks = "works on think blocks" if cls.thinks else "works on any model"
-    alone = "stands alone" if cls.solve is not Method.solve else "composes with `+`"
-    facts = [f"Needs {', '.join(f'`{name}`' for name in entry.needs.names)}; {blocks}; {alone}."]
+    needs = ", ".join(f"`{name}`" for name in entry.needs.names)
+    facts = [
+        f"Family `{entry.family}` of the [methods that run](../methods.md).",
+        f"Needs {needs}; {blocks}; {composing(cls)}.",
+    ]
     if entry.paper is not None:
         facts.append(f"Paper: {paper_link(entry, markdown(entry.paper.title))} ({entry.paper.year}).")
     if entry.kind == "published":
         facts.append(f"Claim of its authors: {markdown(entry.claim)}.")
-    places = [file_link(module_file(entry, root), root)]
-    places += [file_link(path, root) for path in (test_file(entry, root), *evidence) if path.exists()]
-    facts.append(f"Files: {', '.join(places)}.")
-    parts = [f"### {entry.slug}", summary, *paragraphs, "\n".join(f"- {fact}" for fact in facts)]
-    fields = dataclasses.fields(cls)
-    if not fields:
-        return "\n\n".join([*parts, "No options."])
-    rows = [(f"`{f.name}`", code(repr(f.default)), options.get(f.name, "")) for f in fields]
-    return "\n\n".join([*parts, table(("option", "default", "meaning"), rows)])
+    files = [path for path in (module_file(entry, root), test_file(entry, root)) if path.exists()]
+    facts.append(f"Files: {', '.join(file_link(path, page) for path in files)}.")
+    fields = [(f"`{f.name}`", code(repr(f.default)), options.get(f.name, "")) for f in dataclasses.fields(cls)]
+    parts = [NOTICE, f"# {entry.slug}", summary, *paragraphs, "\n".join(f"- {fact}" for fact in facts), "## Options"]
+    parts += [table(("option", "default", "meaning"), fields) if fields else "None.", "## Measured here"]
+    return "\n\n".join([*parts, *_measured(evidence, page)]) + "\n"
 
 
-def read_docstring(text: str) -> tuple[str, list[str], dict[str, str]]:
-    """Take the docstring of a method apart.
-
-    Args:
-        text: cleaned of its indentation.
-
-    Returns:
-        The summary, the paragraphs that follow, and what it says of each option, all as Markdown.
-    """
-    described, _, listed = text.partition("\nAttributes:\n")
-    summary, *paragraphs = (markdown(p) for p in re.split(r"\n\s*\n", described.strip()))
-    options: dict[str, str] = {}
-    name = ""
-    for line in listed.splitlines():
-        found = _OPTION.fullmatch(line[4:]) if line.startswith("    ") and line[4:5].strip() else None
-        if found:
-            name = found["name"]
-            options[name] = found["text"]
-        elif name:
-            options[name] += f" {line.strip()}"
-    linked = [re.sub(r"\barXiv (\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", p) for p in paragraphs]
-    return summary, linked, {key: markdown(value) for key, value in options.items()}
+def _measured(evidence: Mapping[Path, Mapping[str, Any]], page: Path) -> list[str]:
+    """Return a table of what was measured; the findings stand below it, for a narrow column is hard to read."""
+    if not evidence:
+        return ["Nothing is recorded yet."]
+    rows = [_claim(path, values, page) for path, values in evidence.items()]
+    findings = [f"{measured}: {finding}" for measured, *_, finding in rows if finding != "-"]
+    return [
+        "Against `vanilla` on the same problems; [claims.md](../claims.md) explains the columns.",
+        table(CLAIM[:-1], (row[:-1] for row in rows)),
+        *findings,
+    ]
 
 
 # -- docs/papers.md --------------------------------------------------------------------------------------------
@@ -213,6 +178,7 @@ def read_docstring(text: str) -> tuple[str, list[str], dict[str, str]]:
 
 def papers_page(root: Path = ROOT) -> str:
     """Return the index that leads from each paper to its code, its test and its evidence."""
+    page = root / "docs" / "papers.md"
     evidence = evidence_by_slug(root)
     published = sum(e.kind == "published" for e in CATALOGUE.values())
     baselines = len(CATALOGUE) - published
@@ -229,9 +195,9 @@ def papers_page(root: Path = ROOT) -> str:
             (
                 e.slug,
                 paper_link(e, markdown(e.paper.title)) if e.paper else "-",
-                file_link(module_file(e, root), root, f"`{e.module}`"),
-                file_link(test_file(e, root), root),
-                ", ".join(file_link(path, root) for path in evidence.get(e.slug, [])) or "-",
+                file_link(module_file(e, root), page, f"`{e.module}`"),
+                file_link(test_file(e, root), page),
+                ", ".join(file_link(path, page) for path in evidence.get(e.slug, ())) or "-",
             )
             for e in in_order()
             if e.family == family
@@ -261,12 +227,12 @@ def read_evidence(root: Path = ROOT) -> dict[Path, dict[str, Any]]:
     return found
 
 
-def evidence_by_slug(root: Path = ROOT) -> dict[str, list[Path]]:
+def evidence_by_slug(root: Path = ROOT) -> dict[str, dict[Path, dict[str, Any]]]:
     """Return the evidence files of each system; that of a composition belongs to each of its parts."""
-    found: dict[str, list[Path]] = {}
+    found: dict[str, dict[Path, dict[str, Any]]] = {}
     for path, values in read_evidence(root).items():
         for part in split_specs(str(values.get("slug") or path.stem), "+"):
-            found.setdefault(parse_spec(part)[0], []).append(path)
+            found.setdefault(parse_spec(part)[0], {})[path] = values
     return found
 
 
@@ -283,15 +249,16 @@ def claims_page(root: Path = ROOT) -> str:
     evidence = read_evidence(root)
     if not evidence:
         return "\n\n".join([*parts, "Nothing has been recorded yet: there is no file in `evidence/`."]) + "\n"
-    heads = ("measured", "n", "accuracy difference", "token ratio", "cap at the same tokens", "command", "finding")
-    return "\n\n".join([*parts, table(heads, (_claim(path, values, root) for path, values in evidence.items()))]) + "\n"
+    page = root / "docs" / "claims.md"
+    return "\n\n".join([*parts, table(CLAIM, (_claim(path, values, page) for path, values in evidence.items()))]) + "\n"
 
 
-def _claim(path: Path, values: Mapping[str, Any], root: Path) -> tuple[str, ...]:
+def _claim(path: Path, values: Mapping[str, Any], page: Path) -> tuple[str, ...]:
+    """Return the cells of an evidence file, in the order of `CLAIM`."""
     result: Mapping[str, Any] = values.get("result") or {}
     title = markdown(str(values.get("title") or values.get("slug") or path.stem))
     where = " on ".join(code(str(values[key])) for key in ("model", "task") if values.get(key))
-    measured = ", ".join(filter(None, (file_link(path, root, title), where, str(values.get("date") or ""))))
+    measured = ", ".join(filter(None, (file_link(path, page, title), where, str(values.get("date") or ""))))
     n = values.get("n", result.get("n"))
     cap, accuracy = result.get("cap_accuracy_at_same_tokens"), result.get("accuracy")
     beside = f" (method {accuracy:.1%})" if cap is not None and accuracy is not None else ""
@@ -320,11 +287,16 @@ def _with_interval(result: Mapping[str, Any], key: str, form: str, scale: float 
 def pages(root: Path = ROOT) -> dict[Path, str]:
     """Return every page that is generated, in whole or in part, with the text that it should have."""
     readme, methods = root / "README.md", root / "docs" / "methods.md"
+    evidence = evidence_by_slug(root)
     return {
         readme: replace_between(readme.read_text(encoding="utf-8"), "methods", methods_table()),
-        methods: replace_between(methods.read_text(encoding="utf-8"), "sections", method_sections(root)),
+        methods: replace_between(methods.read_text(encoding="utf-8"), "index", methods_index()),
         root / "docs" / "papers.md": papers_page(root),
         root / "docs" / "claims.md": claims_page(root),
+        **{
+            root / "docs" / "methods" / f"{entry.slug}.md": method_page(entry, evidence.get(entry.slug, {}), root)
+            for entry in available_methods()
+        },
     }
 
 
@@ -342,8 +314,19 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     for page in stale:
         print(f"{'out of date' if check else 'wrote'}: {page.relative_to(root).as_posix()}")
         if not check:
+            page.parent.mkdir(exist_ok=True)
             page.write_text(wanted[page], encoding="utf-8")
-    return int(check and bool(stale))
+    # The notice tells what was written here from what somebody put there by hand.
+    gone = [
+        page
+        for page in sorted((root / "docs" / "methods").glob("*.md"))
+        if page not in wanted and page.read_text(encoding="utf-8").startswith(NOTICE)
+    ]
+    for page in gone:
+        print(f"{'out of date' if check else 'removed'}: {page.relative_to(root).as_posix()}")
+        if not check:
+            page.unlink()
+    return int(check and bool(stale or gone))
 
 
 if __name__ == "__main__":

@@ -92,19 +92,25 @@ def sampling_table(sampling: Mapping[str, Any]) -> str:
     return table(["temperature", "pass@1, %", f"pass@{k}, %", f"majority@{k}, %", "problems"], rows)
 
 
+def training_text(run: Mapping[str, Any]) -> str:
+    """What the training took, and its curve."""
+    rows = [[f"{tokens / 1e6:.1f}", f"{loss:.3f}"] for tokens, loss in run["curve"]]
+    return (
+        f"Trained on {run['tokens'] / 1e6:.1f} million tokens (data seed {run['seed']}, learning rate {run['lr']}, "
+        f"{run['batch_tokens']} tokens a batch) in {run['seconds'] / 3600:.1f} hours on {run['machine']}. Loss in nats "
+        "over the tokens learned from; the teacher's own choices are part of it and cannot be learned:\n\n"
+        + table(["million tokens", *(tokens for tokens, _ in rows)], [["loss", *(loss for _, loss in rows)]])
+    )
+
+
 def section(name: str, found: Mapping[str, Any]) -> str:
     """Return the card of one model."""
-    levels, training = found["levels"], found.get("training", {})
-    trained = (
-        f"Trained on {training['tokens'] / 1e6:.1f} million tokens (data seed {training['seed']}) in "
-        f"{training['seconds'] / 3600:.1f} hours on {training['machine']}; last loss {training['loss']:.3f} nats."
-        if training
-        else ""
-    )
+    levels = found["levels"]
     return "\n\n".join(
         [
             f"## {name}",
-            f"{found['parameters'] / 1e6:.2f} million parameters. {trained}",
+            f"{found['parameters'] / 1e6:.2f} million parameters.",
+            *([training_text(found["training"])] if "training" in found else []),
             f"Measured by `{found['command']}` in {found['seconds'] / 60:.0f} minutes; 95% intervals in brackets.",
             "### Formats\n\n" + formats_table(levels),
             "### Families, format long\n\n" + families_table(levels),
@@ -131,7 +137,8 @@ No question of a test split was trained on: a question's split is a hash of its 
 LIMITS = """## What they cannot do
 
 Everything else. They know nine kinds of problems in the words of their generators and nothing of the world; a
-question in other words gets a trace of the nearest family. They follow no instruction but the five above. Their
+question in other words gets a trace of the nearest family. Of instructions they
+know the five above and, in the words of the methods that use them, hints, outlines, budgets and strategies. Their
 uncertainty, their slips and their reflections are real, but they are those of a model of a few million
 parameters: a method that does nothing here may work on a large model, and the other way round."""
 

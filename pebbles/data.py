@@ -21,9 +21,9 @@ from drills import DRILLS
 from families import FAMILIES
 from instructions import INSTRUCTIONS
 from lesson import Lesson
-from levels import LEVELS
 from teacher import FORMATS, Pieces
 from thrifty.models.formats import FORMAT_PROMPTS
+from thrifty.tasks.mix import LEVELS
 from thrifty.tasks.splits import split_of
 
 SPECIAL_TOKENS = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<think>", "</think>"]
@@ -35,14 +35,14 @@ CHAT_TEMPLATE = (
 )
 
 FAMILY_WEIGHTS = {
-    "chain_sum": 3,
-    "products": 4,
+    "chain_sum": 4,
+    "products": 3,
     "leg_counting": 3,
-    "gcd": 4,
-    "simple_equations": 4,
+    "gcd": 3,
+    "simple_equations": 5,
     "letter_counting": 6,
-    "number_sorting": 3,
-    "gsm_symbolic": 7,
+    "number_sorting": 4,
+    "gsm_symbolic": 9,
     "knights_knaves": 5,
 }
 LEVEL_WEIGHTS = {"easy": 3, "default": 5, "hard": 2}
@@ -81,7 +81,7 @@ class Documents:
             item: dict[str, Any] = self.sources[level, family][rng.randrange(ITEMS)]
             if split_of(item["question"]) == "train":
                 lesson = FAMILIES[family](item)
-                if len(lesson.routes) > 1:  # a word problem that is beyond its family has the reference words only
+                if len(lesson.routes) > 1:  # fewer: a problem that is beyond its family
                     return lesson, family, level, rng
 
     @cached_property

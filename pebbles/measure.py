@@ -1,13 +1,15 @@
-"""Measure an embedded model for its card: ``python pebbles/measure.py --model pebble --out evidence/pebble.json``.
+"""Measure an embedded model for its card: ``python pebbles/measure.py --model NAME --out evidence/pebbles/NAME.json``.
 
-Problems come from the test split under a seed that nothing else uses. `docs/generate.py` draws the card
-from what this writes.
+Problems come from the test split under a seed that nothing else uses. `card.py` draws the card from what
+this writes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -173,6 +175,14 @@ class Measurement:
         }
 
 
+def training(run: Path, points: int = 12) -> dict[str, Any]:
+    """Return what a folder of `train.py` tells of its run, and some points of its curve: tokens and loss in nats."""
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    parts = [rows[i * len(rows) // points : (i + 1) * len(rows) // points] for i in range(points)]
+    curve = [[part[-1]["tokens"], round(sum(row["loss"] for row in part) / len(part), 4)] for part in parts if part]
+    return {**json.loads((run / "training.json").read_text()), "curve": curve}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="pebble")
@@ -180,11 +190,15 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=40, help="problems of each family and level")
     parser.add_argument("--sampled", type=int, default=15, help="problems of each family that are sampled from")
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--run", type=Path, help="folder in which train.py trained it, for its training curve")
     args = parser.parse_args()
     model = load_model(args.model)
     assert isinstance(model, TorchModel)
     started = time.time()
     found: dict[str, Any] = {"model": args.model, "parameters": model.parameters, "seed": SEED, "levels": {}}
+    found["command"] = "python " + shlex.join(sys.argv)
+    if args.run:
+        found["training"] = training(args.run)
     for level in LEVELS:
         at = Measurement(model, level, args.count, args.batch_size)
         found["levels"][level] = {"formats": at.formats(), "reflections": at.reflections(), "cuts": at.cuts()}

@@ -71,7 +71,8 @@ def long_thinking(lesson: Lesson, rng: random.Random, slip_rate: float = 0.25) -
     pieces, value = derive(first, rng, rng.random() < slip_rate)
     finish([*pieces, (f"So the answer is {value}.", True)], value)
     agreed = False
-    for _ in range(rng.choices([1, 2, 3], weights=[5, 4, 1])[0]):
+    # after two checks an end is likelier than anything else, or greedy decoding would reflect for ever
+    for _ in range(rng.choices([1, 2, 3], weights=[4, 5, 1])[0]):
         slip = not agreed and rng.random() < slip_rate / 3
         if lesson.checks and rng.random() < 0.4:
             name, check = rng.choice(lesson.checks)
@@ -91,7 +92,7 @@ def long_thinking(lesson: Lesson, rng: random.Random, slip_rate: float = 0.25) -
         again, value = derive(first, rng)
         agreed = True
         finish([*again, (f"So {value} is right. The answer is {value}.", True)], value)
-    if rng.random() < 0.4:
+    if rng.random() < 0.25:
         finish([(rng.choice(MUSINGS).format(value=value), True)], value)
     return paragraphs, standing
 

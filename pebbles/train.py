@@ -153,6 +153,11 @@ def train(args: argparse.Namespace) -> None:
         )
         temporary.replace(checkpoint)
         export(network, tokenizer, out)
+        machine = (
+            torch.cuda.get_device_name() if device.type == "cuda" else f"{team.size} of {os.cpu_count()} CPU cores"
+        )
+        told = {"seed": args.seed, "lr": args.lr, "batch_tokens": args.batch_tokens, "machine": machine}
+        (out / "training.json").write_text(json.dumps({**told, **asdict(progress)}, indent=1) + "\n")
 
     def step(name: str, ids: Tensor, targets: Tensor) -> float:
         """Learn from one batch and return its loss in nats per target."""

@@ -137,6 +137,7 @@ def test_mistakes_are_one_line_that_names_the_fix(tmp_path: Path, mistake: Calla
     bench = ("bench", "--out", str(tmp_path / "run"), "--limit", "2")
     assert "Did you mean cgrs" in mistake(*bench, "--methods", "cgr")
     assert "planned" in mistake(*bench, "--methods", "soft-thinking")
+    assert "Did you mean control" in mistake(*bench, "--methods", "family:contrl")
     assert "no model 'pebbel'" in mistake(*bench, "--model", "pebbel")
     assert "chain_sum" in mistake(*bench, "--task", "rg:chain_sun")
     assert "unknown task" in mistake(*bench, "--task", "mixx")

@@ -23,13 +23,14 @@ from thrifty.catalogue import Need
 from thrifty.cli import app
 from thrifty.errors import ThriftyError, UnknownName
 from thrifty.methods import get_method, list_methods
+from thrifty.methods.base import Method
 from thrifty.models.base import Settings
 from thrifty.models.torch import TorchModel
 from thrifty.spec import split_specs
 from thrifty.traces.trace import Trace, Usage
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -44,6 +45,7 @@ def load(path: Path, name: str) -> ModuleType:
     return module
 
 
+sys.path.insert(0, str(ROOT / "docs"))  # generate.py imports what lies beside it
 generate = load(ROOT / "docs" / "generate.py", "docs_generate")
 
 
@@ -61,17 +63,36 @@ def blocks(page: Path, language: str) -> list[str]:
 # -- generated parts -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/methods.md", "docs/papers.md"])
-def test_generated_parts_are_current(name: str) -> None:
-    assert (ROOT / name).read_text(encoding="utf-8") == generate.pages()[ROOT / name], "run: make docs"
+def test_generated_parts_are_current(capsys: pytest.CaptureFixture[str]) -> None:
+    code = generate.main(["--check"])
+    assert code == 0, f"run: make docs\n{capsys.readouterr().out}"
 
 
 def test_every_system_and_every_method_is_described() -> None:
-    readme, methods = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/methods.md"))
+    readme, index = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/methods.md"))
     for entry in generate.CATALOGUE.values():
         assert re.search(rf"^\| (\*\*)?{entry.slug}(\*\*)? \| {entry.family} \|", readme, re.MULTILINE)
-    for entry in generate.available_methods():
-        assert f"\n### {entry.slug}\n" in methods
+    available = generate.available_methods()
+    assert {page.stem for page in (ROOT / "docs" / "methods").iterdir()} == {entry.slug for entry in available}
+    for entry in available:
+        section = index.split(f"\n## {generate.FAMILIES[entry.family]}\n")[1].split("\n## ")[0]
+        assert f"\n| [{entry.slug}](methods/{entry.slug}.md) | " in section
+        page = (ROOT / "docs" / "methods" / f"{entry.slug}.md").read_text(encoding="utf-8")
+        assert page.startswith(f"{generate.NOTICE}\n\n# {entry.slug}\n\n")
+        assert re.findall("^## (.+)", page, re.MULTILINE) == ["Options", "Measured here"]
+        for option in fields(generate.method_class(entry.slug)):
+            assert f"\n| `{option.name}` | " in page
+
+
+def test_the_index_tells_what_composes() -> None:
+    class Alone(Method):
+        def solve(self, *args: Any, **options: Any) -> Iterator[Trace]:
+            yield from ()
+
+    assert generate.composing(Alone) == "stands alone"
+    rows = {row.split("]")[0]: row for row in generate.methods_index().splitlines()}
+    assert rows["| [cgrs"].endswith(" | `logits`, `kv` | composes with `+` |")
+    assert rows["| [arm"].endswith(" | `sampling` | composes with methods that steer |")
 
 
 @pytest.fixture
@@ -99,6 +120,22 @@ def test_check_tells_what_is_stale_and_writes_nothing(copy: Path, capsys: pytest
     assert readme.read_text(encoding="utf-8") == (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+def test_pages_of_methods_that_are_no_more_go(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    generate.main([], copy)
+    folder = copy / "docs" / "methods"
+    (folder / "gone.md").write_text((folder / "cgrs.md").read_text(encoding="utf-8"), encoding="utf-8")
+    (folder / "by-hand.md").write_text("# Notes\n")
+    capsys.readouterr()
+    assert generate.main(["--check"], copy) == 1
+    assert capsys.readouterr().out == "out of date: docs/methods/gone.md\n"
+    assert (folder / "gone.md").exists()
+    assert generate.main([], copy) == 0
+    assert capsys.readouterr().out == "removed: docs/methods/gone.md\n"
+    assert not (folder / "gone.md").exists()
+    assert (folder / "by-hand.md").exists(), "it was not written by generate.py"
+    assert generate.main(["--check"], copy) == 0
+
+
 def test_a_page_without_markers_is_one_line(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (copy / "README.md").write_text("# nothing here\n")
     assert generate.main([], copy) == 2
@@ -116,23 +153,28 @@ RESULT = {
 }
 
 
+BOTH = {
+    "slug": "cgrs+first-try(tries=2)",
+    "title": "Both at once",
+    "command": "thrifty bench --methods 'cgrs+first-try(tries=2)' | tee log",
+    "model": "pebble",
+    "task": "mix",
+    "n": 300,
+    "result": RESULT,
+    "finding": "It helps\nhere | there.",
+    "date": "2026-01-02",
+}
+
+
+def cells_of(page: str, start: str) -> list[str]:
+    """Return the cells of the one row of a table that starts so."""
+    (row,) = [line for line in page.splitlines() if line.startswith(f"| {start}")]
+    return [c.strip() for c in re.split(r"(?<!\\)\|", row)[1:-1]]
+
+
 def test_claims_tell_effect_and_uncertainty(copy: Path) -> None:
-    evidence: dict[str, Any] = {
-        "slug": "cgrs+first-try(tries=2)",
-        "title": "Both at once",
-        "command": "thrifty bench --methods 'cgrs+first-try(tries=2)' | tee log",
-        "model": "pebble",
-        "task": "mix",
-        "n": 300,
-        "result": RESULT,
-        "finding": "It helps\nhere | there.",
-        "date": "2026-01-02",
-    }
-    (copy / "evidence" / "both.json").write_text(json.dumps(evidence))
-    page = generate.claims_page(copy)
-    (row,) = [line for line in page.splitlines() if "both.json" in line]
-    cells = [c.strip() for c in re.split(r"(?<!\\)\|", row)[1:-1]]
-    assert cells == [
+    (copy / "evidence" / "both.json").write_text(json.dumps(BOTH))
+    assert cells_of(generate.claims_page(copy), "[Both at once]") == [
         "[Both at once](../evidence/both.json), `pebble` on `mix`, 2026-01-02",
         "300",
         "-1.3 (-4.0 to +1.3)",
@@ -141,9 +183,23 @@ def test_claims_tell_effect_and_uncertainty(copy: Path) -> None:
         "`thrifty bench --methods 'cgrs+first-try(tries=2)' \\| tee log`",
         "It helps here \\| there.",
     ]
-    for slug in ("cgrs", "first-try"):
-        assert generate.evidence_by_slug(copy)[slug] == [copy / "evidence" / "both.json"]
     assert generate.papers_page(copy).count("(../evidence/both.json)") == 2
+
+
+def test_what_was_measured_of_a_composition_stands_on_the_page_of_each_part(copy: Path) -> None:
+    (copy / "evidence" / "both.json").write_text(json.dumps(BOTH))
+    generate.main([], copy)
+    claims = (copy / "docs" / "claims.md").read_text(encoding="utf-8")
+    expected = [text.replace("](../", "](../../") for text in cells_of(claims, "[Both at once]")]
+    heads = cells_of(claims, "measured")
+    for slug in ("cgrs", "first-try"):
+        page = (copy / "docs" / "methods" / f"{slug}.md").read_text(encoding="utf-8")
+        _, measured = page.split("\n## Measured here\n")
+        assert cells_of(measured, "measured") == heads[:-1]
+        assert cells_of(measured, "[Both at once]") == expected[:-1]
+        assert measured.endswith(f"\n\n{expected[0]}: It helps here | there.\n"), "the finding is no cell of a table"
+    cap = (copy / "docs" / "methods" / "cap.md").read_text(encoding="utf-8")
+    assert cap.endswith("\n## Measured here\n\nNothing is recorded yet.\n")
 
 
 def test_claims_do_without_optional_keys(copy: Path) -> None:
@@ -167,6 +223,18 @@ def test_docstrings_become_markdown() -> None:
     assert summary == "Close at `</think>` in A\\*."
     assert paragraphs == ["Source: X, [arXiv 2501.19393](https://arxiv.org/abs/2501.19393). More &lt;b>."]
     assert options == {"one": "first, goes on.", "two": "second."}
+
+
+def test_lists_in_docstrings_stay_lists() -> None:
+    _, found, _ = generate.read_docstring(
+        "Choose.\n\n- ``one``: goes\n  on, a - b.\n- ``two``, arXiv 2501.19393.\n\nThere are\nmore:\n- last.\n"
+    )
+    assert found == [
+        "- `one`: goes on, a - b.\n- `two`, [arXiv 2501.19393](https://arxiv.org/abs/2501.19393).",
+        "There are more:\n\n- last.",
+    ]
+    page = (ROOT / "docs" / "methods" / "arm.md").read_text(encoding="utf-8")
+    assert re.findall(r"^- `(\w+)`.*[:.]", page, re.MULTILINE) == ["adaptive", "direct", "consensus"]
 
 
 # -- commands --------------------------------------------------------------------------------------------------
@@ -266,8 +334,8 @@ def first_column(page: Path, heading: str) -> set[str]:
 
 def test_the_guide_lists_what_summary_and_records_hold() -> None:
     trace = Trace("p", "vanilla", 0, 0, [], "eos", "model", usage=Usage(prompt=1))
-    kept = {"exit_reason": "model", "first_correct_tokens": None, "question": "", "reference": "", "cost": {}}
-    record = {**json.loads(trace.to_json()), **kept}
+    record = json.loads(trace.to_json()) | {"exit_reason": "model", "first_correct_tokens": None, "cost": {}}
+    record |= {"question": "", "reference": ""}
     summary = summarise([record], {"methods": ["vanilla"]})
     guide = ROOT / "docs" / "guide.md"
     assert first_column(guide, "summary.json") == set(summary["methods"]["vanilla"])

@@ -86,6 +86,8 @@ def lesson(item: dict[str, Any]) -> Lesson:
     """Return the lesson for one equation."""
     variable = item["metadata"]["variable"]
     coefficient, constant, right = _parse(item["metadata"]["equation"], variable)
+    if not coefficient:  # "0 = 0": the generator's terms cancelled, and nothing can be taught
+        return Lesson(item["question"].strip(), item["answer"], [], [], "")
     size = abs(coefficient)
     name = variable if size == 1 else f"{size}*{variable}"
 

@@ -15,7 +15,7 @@ from thrifty.errors import ThriftyError
 from thrifty.terminal import console, print_json, progress, stream
 
 if TYPE_CHECKING:
-    from thrifty.models.base import Model, Settings
+    from thrifty.models.base import Settings
 
 app = typer.Typer(
     name="thrifty",
@@ -132,7 +132,8 @@ def bench(
     methods: Annotated[
         str | None,
         typer.Option(
-            help="Methods with commas between, as 'cap(budget=200),cgrs+first-try'. Vanilla always runs. "
+            help="Methods with commas between, as 'cap(budget=200),cgrs+first-try'; 'family:control' stands for all of "
+            "a family. Vanilla always runs. "
             f"Default: those of {DEFAULT_METHODS} that run on the model."
         ),
     ] = None,
@@ -162,14 +163,17 @@ def bench(
     from thrifty.bench.report import write_reports
     from thrifty.bench.runner import Bench
     from thrifty.bench.table import table
-    from thrifty.methods import get_method
+    from thrifty.methods import FAMILY_PREFIX, expand_families, family_methods, get_method, split_by_access
     from thrifty.models import load_model
     from thrifty.spec import split_specs
     from thrifty.tasks import load_task
 
-    specs = tuple(split_specs(methods or DEFAULT_METHODS))
+    specs = split_specs(methods or DEFAULT_METHODS)
     for spec in specs:  # a typing error should not wait for a model to load
-        get_method(spec)
+        if spec.startswith(FAMILY_PREFIX):
+            family_methods(spec.removeprefix(FAMILY_PREFIX))
+        else:
+            get_method(spec)
     source = load_task(task, skip_bad=skip_bad)
     settings = _settings(
         max_tokens=max_tokens,
@@ -185,10 +189,11 @@ def bench(
         loop_stop=loop_stop,
     )
     loaded = load_model(model, device=device, dtype=dtype, think=think)
-    if methods is None:
-        specs = _that_run(specs, loaded)
+    specs, reasons = expand_families(specs, loaded) if methods else split_by_access(specs, loaded)
+    for reason in reasons:
+        typer.echo(f"left out: {reason}", err=True)
     folder = out or Path("runs") / _file_name(f"{loaded.name}-{source.name}-{seed}")
-    run = Bench(loaded, source, specs, folder, limit or None, settings, caps)
+    run = Bench(loaded, source, tuple(specs), folder, limit or None, settings, caps)
     try:
         with progress() as show_progress:
             summary = run.run(show_progress)
@@ -206,20 +211,6 @@ def bench(
         return
     console().print(table(summary))
     typer.echo("\n".join(str(p) for p in paths))
-
-
-def _that_run(specs: tuple[str, ...], model: Model) -> tuple[str, ...]:
-    """Leave out, and say so, what a model does not give the access for."""
-    from thrifty.methods import get_method
-
-    kept = []
-    for spec in specs:
-        try:
-            get_method(spec).check(model)
-            kept.append(spec)
-        except ThriftyError as error:
-            typer.echo(f"left out: {error}", err=True)
-    return tuple(kept)
 
 
 @app.command()

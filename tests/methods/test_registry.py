@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from importlib.metadata import EntryPoint, EntryPoints
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
 import thrifty.methods as registry
 from thrifty.errors import ThriftyError, UnknownName
-from thrifty.methods import get_method, list_methods
+from thrifty.methods import expand_families, family_methods, get_method, list_methods
 from thrifty.methods.base import Method
+from thrifty.models.replay import load_replay
+from thrifty.models.torch import TorchModel
 
 
 def test_specs_round_trip() -> None:
@@ -65,3 +68,26 @@ def test_methods_of_other_packages_register_by_entry_point(monkeypatch: pytest.M
         get_method("broken")
     with pytest.raises(UnknownName):
         get_method("absent")
+
+
+def test_a_family_stands_for_its_methods(pebble: TorchModel) -> None:
+    kept, reasons = expand_families(["cgrs", "family:control", "majority"], pebble)
+    assert kept[0] == "cgrs"
+    assert kept[-1] == "majority"
+    assert len(kept) == len(set(kept))
+    assert set(kept[:-1]) | {reason.split()[0] for reason in reasons} == set(family_methods("control"))
+    assert "vanilla" not in kept
+    assert {"diffadapt", "tldr", "concisehint", "thoughtmani", "plan-and-budget"} <= set(family_methods("control"))
+
+
+def test_a_family_leaves_out_what_a_model_has_no_access_for(tmp_path: Path) -> None:
+    recorded = tmp_path / "traces.jsonl"
+    recorded.write_text('{"question": "1+1?", "answer": "2", "response": "<think>2</think>2", "model": "m"}\n')
+    kept, reasons = expand_families(["family:control"], load_replay(str(recorded)))
+    assert "cgrs" not in kept
+    assert any("cgrs" in reason for reason in reasons)
+
+
+def test_there_is_no_such_family(pebble: TorchModel) -> None:
+    with pytest.raises(UnknownName, match="Did you mean control"):
+        expand_families(["family:contrl"], pebble)

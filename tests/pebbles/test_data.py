@@ -11,10 +11,10 @@ from tokenizers import Tokenizer
 
 from data import FAMILY_WEIGHTS, LEVEL_WEIGHTS, SPECIAL_TOKENS, Documents, Pools, encode, prompt_of
 from families import FAMILIES
-from levels import LEVELS
 from teacher import FORMATS, Pieces
 from thrifty.models import embedded_folder
 from thrifty.models.formats import FORMAT_PROMPTS
+from thrifty.tasks.mix import LEVELS
 from thrifty.tasks.splits import split_of
 
 TOKENIZER = str(embedded_folder("pebble") / "tokenizer.json")

@@ -15,7 +15,7 @@ import reasoning_gym
 from arithmetic import Scratch
 from families import FAMILIES
 from lesson import Lesson
-from levels import LEVELS
+from thrifty.tasks.mix import LEVELS
 from thrifty.tasks.reasoning_gym import ReasoningGymTask
 
 LESSONS = [(family, level) for level, families in LEVELS.items() for family in families]

@@ -10,10 +10,10 @@ import reasoning_gym
 from families import FAMILIES
 from instructions import INSTRUCTIONS, Instruction, behaviors, decompose, given_thought, hint, outline, strategy
 from lesson import Lesson
-from levels import LEVELS
 from teacher import ANSWER_CUE, THINK_CLOSE, Pieces
 from thrifty.methods.control.plan_and_budget import parse_steps
 from thrifty.methods.control.thoughtmani import DECLINE, decline_reason
+from thrifty.tasks.mix import LEVELS
 
 
 def lessons(family: str, level: str = "default") -> list[Lesson]:

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3
 
 import data
 import train
-from network import Network, Shape
+from network import Network, Shape, attend_short
 from thrifty.models import embedded_folder
 
 TOKENIZER = embedded_folder("pebble") / "tokenizer.json"
@@ -60,6 +60,14 @@ def test_logits_are_those_of_transformers() -> None:
     ours, theirs = logits_of(network, ids), reference(ids).logits
     assert theirs.std() > 1
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_short_rows_attend_like_long_ones() -> None:
+    torch.manual_seed(2)
+    q, k, v = torch.randn(3, 4, 9, 16), torch.randn(3, 2, 9, 16), torch.randn(3, 2, 9, 16)
+    expected = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    torch.testing.assert_close(attend_short(q, k, v), expected)
 
 
 @torch.no_grad()

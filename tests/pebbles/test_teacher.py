@@ -12,8 +12,8 @@ import reasoning_gym
 from arithmetic import Scratch
 from families import FAMILIES
 from lesson import Lesson
-from levels import LEVELS
 from teacher import ANSWER_CUE, FORMATS, THINK_CLOSE, Pieces, derive, long, long_thinking
+from thrifty.tasks.mix import LEVELS
 
 FIRST_ATTEMPT = "So the answer is "
 

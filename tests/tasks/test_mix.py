@@ -9,22 +9,20 @@ from thrifty.tasks import load_task
 from thrifty.tasks.mix import LEVELS, MixTask
 from thrifty.traces.trace import Problem
 
-TURN = ["chain_sum", "products", "leg_counting", "gcd"]
+TURN = list(LEVELS["default"])
 
 
 def test_families_take_turns():
     families = [problem.metadata["family"] for problem in load_task("mix").problems(10)]
-    assert families == (TURN * 3)[:10]
+    assert len(TURN) == 9
+    assert families == (TURN * 2)[:10]
 
 
 def test_the_default_is_what_pebbles_are_trained_on():
     assert load_task("mix").name == load_task("mix(level=default)").name == "mix"
-    assert LEVELS["default"] == {
-        "chain_sum": {"min_terms": 2, "max_terms": 4, "min_digits": 1, "max_digits": 2},
-        "products": {"min_digits": 1, "max_digits": 2},
-        "leg_counting": {"min_animals": 2, "max_animals": 3, "max_instances": 15},
-        "gcd": {"max_value": 100},
-    }
+    assert LEVELS["default"]["chain_sum"] == {"min_terms": 2, "max_terms": 4, "min_digits": 1, "max_digits": 2}
+    assert set(LEVELS["hard"]) == set(TURN)
+    assert set(TURN) - set(LEVELS["easy"]) == {"gsm_symbolic"}
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -36,7 +34,8 @@ def test_every_level_is_deterministic_unique_and_a_prefix_of_itself(level):
     assert len({problem.question for problem in problems}) == len({problem.id for problem in problems}) == 50
     for problem in problems[:8]:
         assert task.score(problem, task.extract(problem, f"The answer is {problem.answer}.")) == 1.0
-        assert task.score(problem, f"The answer is {problem.answer}.") == 0.0
+        if problem.metadata["family"] != "knights_knaves":  # whose scorer reads sentences
+            assert task.score(problem, f"The answer is {problem.answer}.") == 0.0
         assert task.score(problem, None) == 0.0
 
 
@@ -51,7 +50,7 @@ def test_the_others_go_on_when_a_family_runs_out():
     problems = load_task("mix(level=easy)").problems(200)
     late = [problem.metadata["family"] for problem in islice(problems, 180, 200)]
     assert "products" not in late
-    assert set(late) == set(TURN) - {"products"}
+    assert set(late) == set(LEVELS["easy"]) - {"products"}
 
 
 def test_levels_get_harder():

@@ -28,7 +28,8 @@ def bench(
     Args:
         model: a loaded model, or its name.
         task: a loaded task, or its name.
-        methods: specifications, as ``cgrs+first-try``.
+        methods: specifications, as ``cgrs+first-try``; ``family:control`` stands for those of the family that run on
+            the model.
         out: folder of the run; it resumes what it holds.
         limit: number of problems, None for all of a finite task.
         caps: whether to run the plain cap at each method's own mean length.
@@ -39,6 +40,7 @@ def bench(
     """
     from thrifty.bench.report import write_reports
     from thrifty.bench.runner import Bench
+    from thrifty.methods import expand_families
     from thrifty.models import load_model
     from thrifty.models.base import Settings
     from thrifty.tasks import load_task
@@ -46,7 +48,8 @@ def bench(
     loaded = load_model(model) if isinstance(model, str) else model
     source = load_task(task) if isinstance(task, str) else task
     folder = Path(out)
-    summary = Bench(loaded, source, tuple(methods), folder, limit, Settings(**settings), caps).run()
+    specs, _ = expand_families(methods, loaded)
+    summary = Bench(loaded, source, tuple(specs), folder, limit, Settings(**settings), caps).run()
     write_reports(folder, summary)
     return summary
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import entry_points
 
 from thrifty.catalogue import CATALOGUE, status
 from thrifty.errors import ThriftyError, UnknownName
 from thrifty.methods.base import Composition, Method, build
+from thrifty.models.base import Model
 from thrifty.spec import parse_spec, split_specs
 
 ENTRY_POINT_GROUP = "thrifty.methods"
+FAMILY_PREFIX = "family:"
 ALIASES = {"tldr-ts": "tldr"}
 """Further names of methods: of a paper with two systems, the one that works at inference."""
 
@@ -69,6 +72,53 @@ def get_method(spec: str) -> Composition:
         slug, options = parse_spec(part)
         parts.append(build(method_class(slug), options))
     return Composition(parts)
+
+
+def expand_families(specs: Sequence[str], model: Model) -> tuple[list[str], list[str]]:
+    """Replace each ``family:NAME`` by those of the family's methods that run on a model as they are.
+
+    Args:
+        specs: such as ``family:control`` and ``cap(budget=200)``.
+        model: on which they are to run.
+
+    Returns:
+        The specifications, each once, and for each method that a family lost why it cannot run.
+
+    Raises:
+        UnknownName: there is no such family, or none of its methods is available yet.
+    """
+    expanded: list[str] = []
+    reasons: list[str] = []
+    for spec in specs:
+        family = spec.removeprefix(FAMILY_PREFIX)
+        kept, lost = split_by_access(family_methods(family), model) if family != spec else ([spec], [])
+        expanded += kept
+        reasons += lost
+    return list(dict.fromkeys(expanded)), reasons
+
+
+def family_methods(family: str) -> list[str]:
+    """Return the available methods of a family, all but vanilla.
+
+    Raises:
+        UnknownName: there is no such family, or none of its methods is available yet.
+    """
+    found = [slug for slug in _built_in() if CATALOGUE[slug].family == family and slug != "vanilla"]
+    if not found:
+        raise UnknownName("family", family, sorted({CATALOGUE[slug].family for slug in _built_in()}))
+    return found
+
+
+def split_by_access(specs: Sequence[str], model: Model) -> tuple[list[str], list[str]]:
+    """Return those of some specifications that run on a model, and for each of the others why it does not."""
+    kept, reasons = [], []
+    for spec in specs:
+        try:
+            get_method(spec).check(model)
+            kept.append(spec)
+        except ThriftyError as error:
+            reasons.append(str(error))
+    return kept, reasons
 
 
 def tunable_class(slug: str) -> type[Method]:

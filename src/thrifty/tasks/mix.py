@@ -1,4 +1,4 @@
-"""The default task: four families of arithmetic in turn."""
+"""The default task: nine families of reasoning-gym in turn."""
 
 from __future__ import annotations
 
@@ -19,26 +19,40 @@ LEVELS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "products": {"min_digits": 1, "max_digits": 1},
         "leg_counting": {"min_animals": 1, "max_animals": 2, "max_instances": 5},
         "gcd": {"max_value": 30},
+        "simple_equations": {"min_terms": 2, "max_terms": 2, "max_value": 10},
+        "letter_counting": {"min_words": 1, "max_words": 2},
+        "number_sorting": {"min_numbers": 3, "max_numbers": 3, "max_decimals": 0},
+        "knights_knaves": {"n_people": 2, "depth_constraint": 2, "width_constraint": 2},
     },
-    # What the pebbles, the models that come with this package, are trained on.
+    # What the pebbles, the models that come with this package, are mostly trained on.
     "default": {
         "chain_sum": {"min_terms": 2, "max_terms": 4, "min_digits": 1, "max_digits": 2},
         "products": {"min_digits": 1, "max_digits": 2},
         "leg_counting": {"min_animals": 2, "max_animals": 3, "max_instances": 15},
         "gcd": {"max_value": 100},
+        "simple_equations": {"min_terms": 2, "max_terms": 3, "max_value": 20},
+        "letter_counting": {"min_words": 3, "max_words": 5},
+        "number_sorting": {"min_numbers": 4, "max_numbers": 5, "max_decimals": 0},
+        "gsm_symbolic": {},
+        "knights_knaves": {"n_people": 2, "depth_constraint": 2, "width_constraint": 2},
     },
     "hard": {
         "chain_sum": {"min_terms": 4, "max_terms": 6, "min_digits": 2, "max_digits": 3},
         "products": {"min_digits": 2, "max_digits": 3},
         "leg_counting": {"min_animals": 4, "max_animals": 6, "max_instances": 15},
         "gcd": {"max_value": 1000},
+        "simple_equations": {"min_terms": 3, "max_terms": 4, "max_value": 50},
+        "letter_counting": {"min_words": 6, "max_words": 10},
+        "number_sorting": {"min_numbers": 6, "max_numbers": 8, "max_decimals": 1},
+        "gsm_symbolic": {},
+        "knights_knaves": {"n_people": 3, "depth_constraint": 2, "width_constraint": 2},
     },
 }
 """The families of each level, in the order in which they take turns, and their options."""
 
 
 class MixTask(Task):
-    """Sums, products, leg counting and greatest common divisors in turn, at one of three levels.
+    """Sums, products, legs, divisors, equations, letters, sorting, word problems and knights in turn, at three levels.
 
     A problem's family is ``metadata["family"]``. Small families of the easy level run out after a dozen test
     questions; the others go on.
@@ -48,7 +62,7 @@ class MixTask(Task):
         """Choose a level.
 
         Args:
-            level: ``easy``, ``default``, or ``hard``, which goes somewhat beyond what the pebbles are trained on.
+            level: ``easy``, ``default`` or ``hard``. The easy one has no word problems.
 
         Raises:
             UnknownName: there is no such level.

@@ -70,3 +70,8 @@ def written(equation: str, answer: int) -> str:
 )
 def test_routes_by_hand(equation: str, answer: int, text: str) -> None:
     assert written(equation, answer) == text
+
+
+def test_an_equation_whose_terms_cancelled_is_no_lesson() -> None:
+    item = {"question": "Solve for v: 0 = 0", "answer": "23", "metadata": {"equation": "0 = 0", "variable": "v"}}
+    assert lesson(item).routes == []
