@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from thrifty.decoding import loop
+from thrifty.decoding.batch import DecodeBatch
 from thrifty.decoding.controller import Controller
 from thrifty.methods import get_method
 from thrifty.methods.control import cgrs
@@ -75,7 +75,7 @@ def main() -> None:
                 setattr(cls, hook, clock.timed("hooks", vars(cls)[hook]))
     vars(cgrs)["probe_answers"] = clock.timed("probes", cgrs.probe_answers)
     for name in ("rewrite", "fork"):
-        setattr(loop.DecodeBatch, name, clock.timed("probes", getattr(loop.DecodeBatch, name)))
+        setattr(DecodeBatch, name, clock.timed("probes", getattr(DecodeBatch, name)))
     settings = Settings(max_tokens=args.max_tokens, batch_size=args.batch_size)
     found = {}
     for method in methods:

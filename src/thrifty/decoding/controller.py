@@ -7,6 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from thrifty.decoding.draft import Draft
 from thrifty.decoding.row import Row
 from thrifty.decoding.session import Session
 from thrifty.models.torch import TorchModel
@@ -44,6 +45,18 @@ class Batch(Protocol):
 
         Raises:
             ValueError: no token would remain.
+        """
+        ...
+
+    def feed(self, row: Row, vector: Tensor) -> None:
+        """Give the model a vector instead of a row's newest token, which stays in the text; for `after_token`.
+
+        Args:
+            row: whose.
+            vector: ``(hidden,)``, as the model's input embeddings.
+
+        Raises:
+            ValueError: the model did not write the token.
         """
         ...
 
@@ -86,6 +99,34 @@ class Controller:
             rows: that were moved on.
             hidden: layer to ``(rows, hidden)``, in the model's dtype.
         """
+
+
+class Drafter(Protocol):
+    """Guesses what rows will write. Whatever it guesses, they write what they would have written."""
+
+    def propose(self, rows: Sequence[Row]) -> list[Draft]:
+        """Return a draft for each row, empty for none; its newest token is chosen, but not yet read by the model."""
+        ...
+
+    def observe(self, rows: Sequence[Row], probabilities: Tensor) -> None:
+        """See what rows choose their next tokens from.
+
+        Args:
+            rows: before they do.
+            probabilities: after the controllers, temperature and filters; greedy rows' at temperature 1
+                ``(rows, vocab)``.
+        """
+        ...
+
+    def accepted(self, row: Row, drafted: int, accepted: int) -> None:
+        """See what became of a draft.
+
+        Args:
+            row: whose.
+            drafted: nodes.
+            accepted: tokens of it that the row went on to write.
+        """
+        ...
 
 
 def overrides(controller: Controller, hook: str) -> bool:

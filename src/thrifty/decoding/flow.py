@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from thrifty.decoding.controller import Controller
+from thrifty.decoding.controller import Controller, Drafter
 from thrifty.decoding.loop import Plan, decode_rows
 from thrifty.decoding.row import Row
 from thrifty.models.base import Job, Settings, TextModel
@@ -37,6 +37,7 @@ class Call:
         keep: whether the row may be gone on from.
         stream: which of the job's random streams it draws from, None for the next in the flow's order;
             the first is the one that the plain model draws from.
+        drafter: guesses what the response will be; None for none.
         messages: the conversation, for a model that takes no rendered prompt (`thrifty.decoding.text_flow`).
     """
 
@@ -48,6 +49,7 @@ class Call:
     parent: Row | None = None
     keep: bool = False
     stream: int | None = None
+    drafter: Drafter | None = None
     messages: Sequence[Message] = ()
 
 
@@ -109,7 +111,8 @@ def run_flows(
             models[id(answering)] = answering
             stream = state.streams if call.stream is None else call.stream
             state.streams += 1
-            plan = Plan(call.prompt, call.controllers, call.settings, call.prefix, call.parent, call.keep, stream)
+            row = (call.prompt, call.controllers, call.settings, call.prefix, call.parent, call.keep)
+            plan = Plan(*row, stream, call.drafter)
             queues.setdefault(id(answering), deque()).append((mine, plan))
 
     def source(queue: deque[tuple[Job, Plan]]) -> Iterator[tuple[Job, Plan] | None]:

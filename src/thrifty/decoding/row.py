@@ -172,6 +172,18 @@ class Row:
             self.usage.answer += 1
         self._follow_lines(found, token)
 
+    def mark_latent(self) -> None:
+        """Note that the model reads a vector instead of the newest token, which stands for it in the text."""
+        start, kind, phase = self._runs[-1]
+        if kind not in ("thinking", "answer"):
+            raise ValueError("only what the model wrote can be a latent step")
+        if start == len(self.ids) - 1:
+            self._runs.pop()
+        if not self._runs or self._runs[-1][1:] != ("latent", phase):
+            self._runs.append((len(self.ids) - 1, "latent", phase))
+        setattr(self.usage, kind, getattr(self.usage, kind) - 1)
+        self.usage.latent_steps += 1
+
     def _record_aside(self, token: int) -> None:
         """Append one token of an aside: no marker, line or repetition of the response is to be seen in it."""
         if not self._runs or self._runs[-1][1:] != ("injected", "aside"):

@@ -9,9 +9,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from thrifty.decoding.draft import Draft, Walk, layout
 from thrifty.errors import ContextOverflow
 from thrifty.models.cache import RowCache
-from thrifty.models.torch import TorchModel
+from thrifty.models.torch import Layout, TorchModel
 
 
 class Session:
@@ -29,6 +30,7 @@ class Session:
         hidden: for layers tapped in the last pass, the state at each row's last position: layer to
             ``(rows, hidden)``; NaN for a row that entered before they were tapped.
         forward_passes: passes of the model so far.
+        walks: where each row stands in its draft, None for a row without one.
     """
 
     def __init__(self, model: TorchModel) -> None:
@@ -37,6 +39,7 @@ class Session:
         self.lengths: list[int] = []
         self.forward_passes = 0
         self.hidden: dict[int, Tensor] = {}
+        self.walks: list[Walk | None] = []
         self._tapped: dict[int, Tensor] | None = None
         self._lengths = torch.zeros(0, dtype=torch.int64, device=model.device)
         self._working_dtype = torch.float64 if model.dtype == torch.float64 else torch.float32
@@ -63,6 +66,7 @@ class Session:
                 )
         first = len(self)
         self.lengths += [0] * len(prompts)
+        self.walks += [None] * len(prompts)
         self._lengths = torch.cat([self._lengths, self._lengths.new_zeros(len(prompts))])
         logits = self._advance(first, prompts)
         self.logits = torch.cat([self.logits, logits])
@@ -79,6 +83,7 @@ class Session:
             self.logits = self._pass(0, ids[:, None].to(self.model.device), None)[:, -1]
             self._grow(1)
             return
+        self._forget_drafts()
         counts = [len(row) for row in ids]
         if not any(counts):
             return
@@ -105,6 +110,91 @@ class Session:
         return logits
 
     @torch.inference_mode()
+    def append_laid_out(self, ids: Tensor, laid_out: Layout) -> Tensor:
+        """Append tokens that do not simply follow each other, such as those of several threads of one row.
+
+        Args:
+            ids: int64 ``(rows, time)``.
+            laid_out: their positions and what they see.
+
+        Returns:
+            Logits behind each of them ``(rows, time, vocab)``.
+        """
+        logits = self._pass(0, ids.to(self.model.device), None, laid_out)
+        self._grow(ids.shape[1])
+        self.logits = logits[:, -1]
+        return logits
+
+    @torch.inference_mode()
+    def append_drafted(self, ids: Tensor, drafts: Sequence[Draft]) -> None:
+        """Append one token to every row, and read a draft behind it in the same pass; see `follow`.
+
+        Args:
+            ids: int64 ``(rows,)``.
+            drafts: one for each row, empty for none.
+        """
+        time = 1 + max(map(len, drafts))
+        if time == 1:
+            self.append(ids)
+            return
+        device = self.model.device
+        inputs = torch.zeros(len(ids), time, dtype=torch.int64)
+        for row, draft in enumerate(drafts):
+            inputs[row, 1 : len(draft) + 1] = torch.tensor(draft.tokens, dtype=torch.int64)
+        inputs[:, 0] = ids
+        depths, visible = layout(drafts, time, device)
+        logits = self._pass(0, inputs.to(device), None, Layout(self._lengths[:, None] + depths, visible))
+        states = dict(self._tapped or {})
+        bases = list(self.lengths)
+        self._grow(1)
+        self.logits = logits[:, 0]
+        self.hidden = {layer: found[:, 0] for layer, found in states.items()}
+        self.walks = [
+            Walk(draft, base, logits[row], {layer: found[row] for layer, found in states.items()}) if draft else None
+            for row, (draft, base) in enumerate(zip(drafts, bases, strict=True))
+        ]
+
+    @torch.inference_mode()
+    def follow(self, rows: Sequence[int], tokens: Sequence[int]) -> list[bool]:
+        """Append a token to some rows where their drafts hold it, which takes no pass.
+
+        Args:
+            rows: which, each once.
+            tokens: one for each.
+
+        Returns:
+            Whether each row went on. A draft that does not hold the token is forgotten.
+        """
+        went: list[bool] = []
+        moved: list[tuple[int, int, int]] = []
+        for row, token in zip(rows, tokens, strict=True):
+            walk = self.walks[row]
+            node = walk.child(token) if walk else None
+            went.append(node is not None)
+            if walk is None or node is None:
+                self.walks[row] = None
+                continue
+            moved.append((row, walk.base + 1 + node, self.lengths[row]))
+            walk.node, walk.steps = node, walk.steps + 1
+        if not moved:
+            return went
+        index = torch.tensor(moved, dtype=torch.int64, device=self.model.device)
+        # what is overwritten stands before the row's node, and nothing that may still follow does
+        self.cache.copy(*index.unbind(1))
+        places = index[:, 0]
+        self._lengths, self.logits = self._lengths.clone(), self.logits.clone()
+        self._lengths[places] += 1
+        walks = [walk for row, _, _ in moved if (walk := self.walks[row])]
+        self.logits[places] = torch.stack([walk.logits[walk.node + 1] for walk in walks])
+        for layer, states in self.hidden.items():
+            states = states.clone()
+            states[places] = torch.stack([walk.states[layer][walk.node + 1] for walk in walks])
+            self.hidden[layer] = states
+        for row, _, _ in moved:
+            self.lengths[row] += 1
+        return went
+
+    @torch.inference_mode()
     def append_embeddings(self, embeddings: Tensor) -> None:
         """Append one position to every row, given as a vector instead of a token.
 
@@ -125,6 +215,7 @@ class Session:
         copy = type(self)(self.model)
         index = torch.tensor(list(rows), dtype=torch.int64, device=self.model.device)
         copy.lengths = [self.lengths[r] for r in rows]
+        copy.walks = [None] * len(copy.lengths)
         copy.cache = self.cache.select(index, max(copy.lengths), room)
         copy._lengths = self._lengths[index]
         copy.logits = self.logits[index]
@@ -143,6 +234,7 @@ class Session:
             raise ValueError(f"cannot rewind {count} of {self.lengths[row]} positions")
         self.lengths[row] -= count
         self._lengths[row] -= count
+        self.walks[row] = None
 
     @torch.inference_mode()
     def drop(self, rows: Sequence[int]) -> list[int]:
@@ -159,6 +251,8 @@ class Session:
             order[gap] = movers.pop()
             self.cache.move(order[gap], gap, self.lengths[order[gap]])
         self.lengths = [self.lengths[r] for r in order]
+        # what moved left its drafts behind
+        self.walks = [self.walks[r] if r == i else None for i, r in enumerate(order)]
         index = torch.tensor(order, dtype=torch.int64, device=self.model.device)
         self._lengths = self._lengths[index]
         self.logits = self.logits[index]
@@ -173,6 +267,7 @@ class Session:
         for source, length in enumerate(other.lengths):
             self.cache.put(first + source, other.cache, source, length)
         self.lengths += other.lengths
+        self.walks += [None] * len(other)
         self._lengths = torch.cat([self._lengths, other._lengths])
         self.logits = torch.cat([self.logits, other.logits])
         self.hidden = {
@@ -189,6 +284,7 @@ class Session:
         self.cache.reserve(len(self), length)
         self.cache.put(row, other.cache, 0, length)
         self.lengths[row] = length
+        self.walks[row] = None
         self._lengths, self.logits = self._lengths.clone(), self.logits.clone()
         self._lengths[row], self.logits[row] = length, other.logits[0]
         for layer, states in self.hidden.items():
@@ -204,13 +300,17 @@ class Session:
             finally:
                 self._tapped = None
 
+    def _forget_drafts(self) -> None:
+        self.walks = [None] * len(self.lengths)
+
     def _grow(self, count: int) -> None:
+        self._forget_drafts()
         self.lengths = [n + count for n in self.lengths]
         self._lengths = self._lengths + count
         tapped = self._tapped or {}
         self.hidden = {layer: states[:, -1] for layer, states in tapped.items()}
 
-    def _pass(self, first: int, inputs: Tensor, keep: Tensor | None) -> Tensor:
+    def _pass(self, first: int, inputs: Tensor, keep: Tensor | None, laid_out: Layout | None = None) -> Tensor:
         """Run the model on the rows from ``first`` on; the lengths are left to the caller."""
         lengths = self.lengths[first:]
         longest = max(lengths)
@@ -218,7 +318,7 @@ class Session:
         device_lengths = self._lengths[first:] if first else self._lengths
         self.cache.aim(first, device_lengths, inputs.shape[1], longest, equal)
         self.forward_passes += 1
-        logits = self.model.forward(self.cache, inputs, device_lengths, longest, equal, keep)
+        logits = self.model.forward(self.cache, inputs, device_lengths, longest, equal, keep, laid_out)
         return logits.to(self._working_dtype)
 
     def _advance(self, first: int, ids: Sequence[Sequence[int]]) -> Tensor:

@@ -15,7 +15,7 @@ from thrifty.traces.trace import Message, Trace
 
 if TYPE_CHECKING:
     from thrifty.decoding.artefact import Artefact
-    from thrifty.decoding.controller import Controller
+    from thrifty.decoding.controller import Controller, Drafter
     from thrifty.decoding.flow import Call, Flow
     from thrifty.methods.tuning import Tuning
     from thrifty.models.torch import TorchModel
@@ -79,6 +79,10 @@ class Method:
         """Return the controllers that steer the decoding; fresh ones, for they remember rows."""
         return []
 
+    def drafter(self, model: TorchModel) -> Drafter | None:
+        """Return what guesses the tokens of the model's responses, None for nothing; a fresh one, for it remembers."""
+        return None
+
     def settings(self, settings: Settings) -> Settings:
         """Return the settings to use instead of those of the run."""
         return settings
@@ -141,6 +145,11 @@ class Stage:
         return [*(c for part in self.parts for c in part.controllers(self.model)), *self.watch]
 
     @functools.cached_property
+    def drafter(self) -> Drafter | None:
+        """The one drafter of the steering methods, the same for all rows."""
+        return next((d for part in self.parts if (d := part.drafter(self.model)) is not None), None)
+
+    @functools.cached_property
     def own(self) -> list[Controller]:
         """The controllers of the flow method itself, the same for all jobs; it names them in the calls they are for."""
         return self.flow.controllers(self.model) if self.flow else []
@@ -169,7 +178,8 @@ class Stage:
         from thrifty.decoding.flow import Call
 
         own = options.pop("controllers", ())
-        return Call(prompt, [*own, *self.controllers], options.pop("settings", None) or self.settings, **options)
+        settings = options.pop("settings", None) or self.settings
+        return Call(prompt, [*own, *self.controllers], settings, drafter=self.drafter, **options)
 
 
 class FlowMethod(Method):
@@ -205,7 +215,11 @@ def solve(
     stage = Stage(model, settings, name, steering, watch, flow)
     if flow is not None:
         return run_flows(model, jobs, settings, functools.partial(flow.flow, stage))
-    return decode(model, jobs, settings, lambda job: Plan(stage.render(job), stage.controllers), name)
+
+    def plan(job: Job) -> Plan:
+        return Plan(stage.render(job), stage.controllers, drafter=stage.drafter)
+
+    return decode(model, jobs, settings, plan, name)
 
 
 class Composition:
@@ -225,6 +239,9 @@ class Composition:
         twice = {p.slug for p in parts if sum(q.slug == p.slug for q in parts) > 1}
         if twice:
             raise ThriftyError(f"{twice.pop()!r} stands twice in one composition")
+        drafting = [p.slug for p in parts if type(p).drafter is not Method.drafter]
+        if len(drafting) > 1:
+            raise ThriftyError(f"{drafting[0]!r} and {drafting[1]!r} both draft: one of them is enough")
         flows = [p.slug for p in parts if isinstance(p, FlowMethod)]
         if len(flows) > 1:
             raise ThriftyError(

@@ -133,6 +133,18 @@ class RowCache(Cache):  # type: ignore[misc]  # as above
                 layer.keys[target, :, :length] = layer.keys[source, :, :length]
                 layer.values[target, :, :length] = layer.values[source, :, :length]
 
+    def copy(self, rows: Tensor, sources: Tensor, targets: Tensor) -> None:
+        """Overwrite some positions by others of the same row.
+
+        Args:
+            rows: of each pair, int64 ``(n,)``.
+            sources: columns to read, int64 ``(n,)``; all are read before any is written.
+            targets: columns to write, int64 ``(n,)``.
+        """
+        for layer in self.layers:
+            layer.keys[rows, :, targets] = layer.keys[rows, :, sources]
+            layer.values[rows, :, targets] = layer.values[rows, :, sources]
+
     def select(self, rows: Tensor, columns: int, room: int) -> RowCache:
         """Return a new cache that holds copies of some rows.
 

@@ -40,7 +40,7 @@ from torch import Tensor
 from thrifty.catalogue import Need
 from thrifty.errors import MissingAccess, ThriftyError
 from thrifty.models.cache import RowCache
-from thrifty.models.torch import TorchModel
+from thrifty.models.torch import Layout, TorchModel
 from thrifty.spec import parse_spec
 from thrifty.traces.answers import extract_candidates
 from thrifty.traces.think import PhaseTracker, ThinkFormat, detect_think_format
@@ -278,7 +278,14 @@ class ReplayModel(TorchModel):
         return {"replayed": "whole" if text == whole else "stopped" if whole.startswith(text) else "cut"}
 
     def forward(
-        self, cache: RowCache, inputs: Tensor, lengths: Tensor, longest: int, equal: bool, keep: Tensor | None
+        self,
+        cache: RowCache,
+        inputs: Tensor,
+        lengths: Tensor,
+        longest: int,
+        equal: bool,
+        keep: Tensor | None,
+        layout: Layout | None = None,
     ) -> Tensor:
         """Follow the scripts of some rows over new tokens; see `TorchModel.forward`.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,6 +27,21 @@ DTYPES = {
     "float16": torch.float16,
 }
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the tokens of one pass stand and what they see, where that is not one after the other.
+
+    Attributes:
+        positions: of each token in the text, int64 ``(rows, time)``.
+        visible: which of the pass's tokens each of them attends to, itself included, bool ``(rows, time, time)``.
+        past: which stored positions it attends to, bool ``(rows, time, stored)``; None for all of its row's.
+    """
+
+    positions: Tensor
+    visible: Tensor
+    past: Tensor | None = None
 
 
 class TorchModel(Model):
@@ -142,7 +158,14 @@ class TorchModel(Model):
 
     @torch.inference_mode()
     def forward(
-        self, cache: RowCache, inputs: Tensor, lengths: Tensor, longest: int, equal: bool, keep: Tensor | None
+        self,
+        cache: RowCache,
+        inputs: Tensor,
+        lengths: Tensor,
+        longest: int,
+        equal: bool,
+        keep: Tensor | None,
+        layout: Layout | None = None,
     ) -> Tensor:
         """Run one pass over some rows, behind what the cache holds for them.
 
@@ -156,20 +179,25 @@ class TorchModel(Model):
             longest: the largest of the lengths.
             equal: whether all lengths are equal.
             keep: positions in time whose logits are wanted ``(kept,)`` int64, None for all.
+            layout: None for tokens that follow each other.
 
         Returns:
             Logits ``(rows, kept, vocab)`` over the real vocabulary, in the model's dtype.
         """
         time = inputs.shape[1]
         steps = torch.arange(time, device=inputs.device)
-        positions = lengths[:, None] + steps
         columns = torch.arange(longest + time, device=inputs.device)
-        ends = positions[:1] if equal else positions  # rows of one length share a mask
-        mask = columns <= ends[:, :, None]
+        if layout is None:
+            positions = lengths[:, None] + steps
+            ends = positions[:1] if equal else positions  # rows of one length share a mask
+            mask = self._masks((columns <= ends[:, :, None])[:, None], ends, columns[None])
+        else:
+            positions = layout.positions
+            mask = self._masks(*_lay_out(layout, lengths, columns))
         named = {"input_ids": inputs} if inputs.dtype == torch.int64 else {"inputs_embeds": inputs}
         output = self.network(
             **named,
-            attention_mask=self._masks(mask[:, None], ends, columns),
+            attention_mask=mask,
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
@@ -178,11 +206,17 @@ class TorchModel(Model):
         logits: Tensor = output.logits[..., : self.vocabulary_size]
         return logits
 
-    def _masks(self, mask: Tensor, positions: Tensor, columns: Tensor) -> Tensor | dict[str, Tensor]:
-        """Turn a causal mask ``(rows, 1, time, columns)`` into what the network takes."""
+    def _masks(self, mask: Tensor, positions: Tensor, stored: Tensor) -> Tensor | dict[str, Tensor]:
+        """Turn a mask ``(rows, 1, time, columns)`` into what the network takes.
+
+        Args:
+            mask: what sees what.
+            positions: of the new tokens ``(rows, time)``.
+            stored: of what each column holds ``(rows, columns)``.
+        """
         masks = {"full_attention": mask}
         if self._window is not None:
-            near = columns > positions[:, None, :, None] - self._window
+            near = stored[:, None, None] > positions[:, None, :, None] - self._window
             masks["sliding_attention"] = mask & near
         if self._additive_mask:
             low = torch.finfo(self.dtype).min
@@ -228,6 +262,21 @@ class TorchModel(Model):
             if isinstance(module, torch.nn.ModuleList) and len(module) == self.layers:
                 return module
         raise ThriftyError(f"cannot find the decoder layers of {self.name!r}")
+
+
+def _lay_out(layout: Layout, lengths: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the mask ``(rows, 1, time, columns)``, the new positions, and the position that each column holds."""
+    time = layout.positions.shape[1]
+    behind = columns - lengths[:, None]
+    index = behind.clamp(0, time - 1)
+    new = (behind >= 0) & (behind < time)
+    seen = layout.visible.gather(2, index[:, None].expand(-1, time, -1))
+    past = (columns < lengths[:, None])[:, None]
+    if layout.past is not None:
+        stored = layout.past.shape[2]
+        past = past & torch.cat([layout.past, layout.past.new_zeros(*layout.past.shape[:2], len(columns) - stored)], 2)
+    mask = past | (new[:, None] & seen)
+    return mask[:, None], layout.positions, torch.where(new, layout.positions.gather(1, index), columns)
 
 
 def load_torch_model(
