@@ -45,9 +45,9 @@ FAMILY_WEIGHTS = {
     "gsm_symbolic": 9,
     "knights_knaves": 5,
 }
-LEVEL_WEIGHTS = {"easy": 3, "default": 5, "hard": 2}
+LEVEL_WEIGHTS = {"easy": 3, "default": 5, "hard": 3}
 FORMAT_WEIGHTS = {"long": 10, "short": 4, "direct": 2, "plan": 2, "code": 2}
-DRILL_SHARE = 0.12
+DRILL_SHARE = 0.14
 INSTRUCTION_SHARE = 0.12
 CONTEXT = 2048
 TRAIN_SEED_BASE = 2**31

@@ -1,7 +1,8 @@
-"""Drills: copying and spelling, which every family needs and which reasoning alone teaches a small model late.
+"""Drills: copying, spelling, comparing, dividing: what families need and reasoning alone teaches a small model late.
 
 A model learns to find the place in the question where it is and to copy what follows (an induction head) only
-where many tokens depend on that and nothing else. In the traces few do; in a drill all do.
+where many tokens depend on that and nothing else. In the traces few do; in a drill all do. The same holds for
+which of two numbers is larger, and how often one goes into another.
 """
 
 from __future__ import annotations
@@ -49,4 +50,27 @@ def look_up(words: Sequence[str], rng: random.Random) -> Drill:
     return f"{given}. Look up: {', '.join(asked)}", _answer("\n".join(f"{key} has {pairs[key]}" for key in asked))
 
 
-DRILLS: list[Callable[[Sequence[str], random.Random], Drill]] = [copy, copy_lines, spell, look_up]
+def compare(words: Sequence[str], rng: random.Random) -> Drill:  # noqa: ARG001  # one signature for all
+    """Compare a number with others, as sorting does."""
+    span, tenths = rng.choice([(10, False), (100, False), (100, False), (100, True)])
+
+    def number() -> float:
+        return rng.randrange(-10 * span, 10 * span) / 10 if tenths else rng.randrange(-span, span)
+
+    one = number()
+    others = [one if rng.random() < 0.05 else number() for _ in range(rng.randrange(3, 14))]
+    lines = [f" {other}{'<' if other < one else '>' if other > one else '='}" for other in others]
+    return f"Compare with {one}: {', '.join(map(str, others))}", _answer("".join(lines))
+
+
+def divide(words: Sequence[str], rng: random.Random) -> Drill:  # noqa: ARG001
+    """Say how often a number goes into another, up to nine times, as solving equations does."""
+    pairs = []
+    for _ in range(rng.randrange(3, 12)):
+        divisor = rng.randrange(2, 31)
+        pairs.append((rng.randrange(divisor, 10 * divisor), divisor))
+    asked = ", ".join(f"{top}/{bottom}" for top, bottom in pairs)
+    return f"Divide: {asked}", _answer("\n".join(f"{top}/{bottom}={top // bottom}" for top, bottom in pairs))
+
+
+DRILLS: list[Callable[[Sequence[str], random.Random], Drill]] = [copy, copy_lines, spell, look_up, compare, divide]

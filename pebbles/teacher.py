@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 
 from arithmetic import Scratch
-from lesson import Lesson, Route
+from lesson import Check, Lesson, Route
 
 Pieces = list[tuple[str, bool]]
 
@@ -52,11 +52,26 @@ def derive(route: Route, rng: random.Random, slip: bool = False) -> tuple[Pieces
 def long_thinking(lesson: Lesson, rng: random.Random, slip_rate: float = 0.25) -> tuple[list[Pieces], list[str]]:
     """Write paragraphs that solve, check, repair and ruminate.
 
-    How much is reflected is drawn independently of how hard the problem is: that is the overthinking.
+    How much is reflected is drawn independently of how hard the problem is: that is the overthinking. What is worth
+    something in it is that a result which a check refutes, or another route does not reach, is worked out again until
+    two routes agree or the check is satisfied.
 
     Returns:
         The paragraphs, and for each the answer that stands once it is written.
     """
+    while True:
+        paragraphs, standing = _reflected(lesson, rng, slip_rate)
+        # two slips may agree
+        if standing[-1] == standing_without_slips(lesson):
+            return paragraphs, standing
+
+
+def standing_without_slips(lesson: Lesson) -> str:
+    """Return what the natural route gives."""
+    return derive(lesson.routes[0][1], random.Random(0))[1]
+
+
+def _reflected(lesson: Lesson, rng: random.Random, slip_rate: float) -> tuple[list[Pieces], list[str]]:
     paragraphs: list[Pieces] = []
     standing: list[str] = []
 
@@ -64,37 +79,51 @@ def long_thinking(lesson: Lesson, rng: random.Random, slip_rate: float = 0.25) -
         paragraphs.append(pieces)
         standing.append(answer)
 
-    def opening(name: str) -> Pieces:
-        return [(rng.choice(CHECK_OPENINGS).format(route=name) + "\n", True)]
-
     (_, first), *others = lesson.routes
     pieces, value = derive(first, rng, rng.random() < slip_rate)
     finish([*pieces, (f"So the answer is {value}.", True)], value)
     agreed = False
     # after two checks an end is likelier than anything else, or greedy decoding would reflect for ever
     for _ in range(rng.choices([1, 2, 3], weights=[4, 5, 1])[0]):
-        slip = not agreed and rng.random() < slip_rate / 3
-        if lesson.checks and rng.random() < 0.4:
-            name, check = rng.choice(lesson.checks)
-            page = Scratch(rng)
-            fits = check(page, value)
-            pieces, refuted = [*opening(name), *page.pieces], "But this does not fit."
+        check = rng.choice(lesson.checks) if lesson.checks and rng.random() < 0.5 else None
+        if check:
+            name, results = check[0], {value}
+            working, fits = _checked(check[1], value, rng)
+            refuted = "But this does not fit."
         else:
             name, route = rng.choice(others or lesson.routes)
-            working, second = derive(route, rng, slip)
-            fits = second == value
-            pieces, refuted = [*opening(name), *working], f"But this gives {second}, not {value}."
+            working, second = derive(route, rng, rng.random() < (slip_rate / 4 if agreed else slip_rate))
+            fits, results = second == value, {value, second}
+            refuted = f"But this gives {second}, not {value}."
+        opening = (rng.choice(CHECK_OPENINGS).format(route=name) + "\n", True)
         if fits:
             agreed = True
-            finish([*pieces, (rng.choice(AGREEMENTS).format(value=value), True)], value)
+            finish([opening, *working, (rng.choice(AGREEMENTS).format(value=value), True)], value)
             continue
-        finish([*pieces, (refuted + " Let me work it out once more.", True)], value)
-        again, value = derive(first, rng)
+        finish([opening, *working, (refuted + " Let me work it out once more.", True)], value)
+        for attempt in range(3):
+            again, result = derive(first, rng, attempt < 2 and rng.random() < slip_rate / 2)
+            if check:
+                tested, settled = _checked(check[1], result, rng)
+                again, verdict = [*again, *tested], "But this does not fit either. Let me work it out once more."
+            else:
+                settled, verdict = result in results, f"That is another result, {result}. Let me work it out once more."
+                results.add(result)
+            if settled or attempt == 2:
+                value = result
+                finish([*again, (f"So {value} is right. The answer is {value}.", True)], value)
+                break
+            finish([*again, (verdict, True)], value)
         agreed = True
-        finish([*again, (f"So {value} is right. The answer is {value}.", True)], value)
     if rng.random() < 0.25:
         finish([(rng.choice(MUSINGS).format(value=value), True)], value)
     return paragraphs, standing
+
+
+def _checked(check: Check, claimed: str, rng: random.Random) -> tuple[Pieces, bool]:
+    page = Scratch(rng)
+    fits = check(page, claimed)
+    return page.pieces, fits
 
 
 def answered(value: str, close: bool = True) -> Pieces:

@@ -116,7 +116,7 @@ def test_methods_lists_seventy_systems_and_the_baselines() -> None:
     assert {r["family"] for r in only} == {"control"}
     assert "delta=0.9" in thrifty("methods", "show", "cgrs").stdout
     assert json.loads(thrifty("methods", "show", "cgrs", "--json").stdout)["options"]["delta"] == 0.9
-    assert "planned" in thrifty("methods", "show", "soft-thinking").stdout
+    assert "planned" in thrifty("methods", "show", "sim-cot").stdout
 
 
 def test_doctor_tells_the_template_and_which_methods_run() -> None:
@@ -136,7 +136,7 @@ def test_mistakes_are_one_line_that_names_the_fix(tmp_path: Path, mistake: Calla
     long.write_text(json.dumps({"question": "7 " * 3000, "answer": "7"}) + "\n")
     bench = ("bench", "--out", str(tmp_path / "run"), "--limit", "2")
     assert "Did you mean cgrs" in mistake(*bench, "--methods", "cgr")
-    assert "planned" in mistake(*bench, "--methods", "soft-thinking")
+    assert "planned" in mistake(*bench, "--methods", "sim-cot")
     assert "Did you mean control" in mistake(*bench, "--methods", "family:contrl")
     assert "no model 'pebbel'" in mistake(*bench, "--model", "pebbel")
     assert "chain_sum" in mistake(*bench, "--task", "rg:chain_sun")

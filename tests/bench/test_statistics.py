@@ -237,6 +237,20 @@ def test_thinking_tokens_count_what_was_forced_but_no_side_stream() -> None:
     assert thinking_tokens(record("a", thinking=10, forced=4, probe=50)) == 14
 
 
+def test_latent_steps_count_as_thinking_where_they_stand_in_it() -> None:
+    latent = record("a", thinking=10, forced=4, latent_steps=5, events={"budget": 13})
+    latent["segments"].insert(1, {"kind": "latent", "phase": "thinking", "text": "so", "ids": [1, 2, 3]})
+    latent["segments"].append({"kind": "latent", "phase": "answer", "text": "7", "ids": [4, 5]})
+    assert thinking_tokens(latent) == 17
+    assert not over_budget(latent)
+    assert over_budget({**latent, "events": {"budget": 12}})
+    assert summarise([latent], meta("vanilla"))["methods"]["vanilla"]["thinking_tokens_mean"] == 17
+    # whoever reads a vector last has not been closed by force
+    latent["segments"][2] = {"kind": "latent", "phase": "thinking", "text": "so", "ids": [6]}
+    assert thinking_tokens(latent) == 14
+    assert over_budget(latent)
+
+
 def test_a_budget_is_kept_if_only_the_closer_is_beyond_it() -> None:
     assert not over_budget(record("a", thinking=10, forced=4, events={"budget": 10}))
     assert over_budget(record("a", thinking=11, forced=4, events={"budget": 10}))
@@ -297,6 +311,7 @@ def test_summary_worked_numbers() -> None:
         "helper": 4,
         "reread": 0,
         "latent_steps": 0,
+        "drafted": 0,
         "forward_passes": 0,
         "flops": 0.0,
         "wall_seconds": 0.0,

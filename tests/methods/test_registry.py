@@ -28,7 +28,7 @@ def test_specs_round_trip() -> None:
     ("spec", "message"),
     [
         ("cgr", "Did you mean cgrs"),
-        ("soft-thinking", "planned"),
+        ("sim-cot", "planned"),
         ("cap(budge=3)", "budget"),
         ("cap(budget=many)", "is a int"),
         ("cap(budget=-5)", "at least 0"),

@@ -13,7 +13,7 @@ from tests_helpers import TextOnly
 from thrifty.catalogue import CATALOGUE, Need, status
 from thrifty.errors import MissingAccess, ThriftyError
 from thrifty.methods import get_method, list_methods, method_class
-from thrifty.methods.base import FlowMethod
+from thrifty.methods.base import FlowMethod, Method
 from thrifty.models.base import Settings, jobs_for
 from thrifty.models.torch import TorchModel
 from thrifty.tasks import load_task
@@ -40,6 +40,18 @@ NO_OP = {
     "metacognitive-reuse": "metacognitive-reuse(rounds=0)",
     "plan-and-budget": "plan-and-budget(mode='vanilla')",
     "thoughtmani": "thoughtmani(thought='none')",
+    "stand": "stand(nodes=0)",
+    "prompt-lookup": "prompt-lookup(tokens=0)",
+    "group-think": "group-think(thinkers=1)",
+    "hawkeye": "hawkeye(small='',ask=none)",
+    "long-short": "long-short(short='')",
+    "soft-thinking": "soft-thinking(n=0)",
+    "swireasoning": "swireasoning(mode=explicit)",
+    "delta": "delta(pages=10000)",
+    "lazyeviction": "lazyeviction(budget=1.0)",
+    "h2o": "h2o(budget=1.0)",
+    "sliding-window": "sliding-window(budget=1.0)",
+    "random-eviction": "random-eviction(budget=1.0)",
 }
 """The setting in which a method must equal vanilla token for token."""
 WITHOUT_NO_OP = {"no-think": "it always writes the empty think block"}
@@ -52,9 +64,22 @@ RUNS_AS = {
     "concisehint": "concisehint(alpha=24)",
     "diffadapt": "diffadapt(strategy='easy')",
     "plan-and-budget": "plan-and-budget(planner_tokens=40,retries=0)",
+    "delta": "delta(page=4,pages=8,recent=2)",
+    "lazyeviction": "lazyeviction(window=8,budget=0.8)",
+    "h2o": "h2o(budget=0.8)",
+    "sliding-window": "sliding-window(budget=0.9)",
+    "random-eviction": "random-eviction(budget=0.9)",
 }
 """For methods that by default need what `thrifty tune` wrote for the model, longer responses or much time."""
+FEWER_PASSES = ("group-think", "stand", "prompt-lookup", "r2r", "foreal")
+"""Methods by which the model writes several tokens a pass, or leaves some to another model."""
 CARD_DEFAULTS: dict[str, dict[str, Any]] = {
+    "long-short": {"turn_tokens": 2048, "temperature": 0.3},
+    "group-think": {"temperature": 0.7},
+    "soft-thinking": {"n": 10, "temperature": 0.6, "top_k": 30, "top_p": 0.95, "min_p": 0.001, "tau": 0.01},
+    "swireasoning": {"window": 512, "beta": 0.7, "answer_tokens": 32},
+    "stand": {"orders": (4, 3, 2)},
+    "foreal": {"n": 15, "p": 1.0},
     "diffadapt": {"easy_budget": 0.4, "normal_budget": 1.0, "hard_budget": 0.5, "easy_temperature": 0.5},
     "arm": {"mode": "adaptive"},
     "e2c": {"plans": 4, "clusters": 0, "plan_temperature": 1.0, "temperature": 0.0},
@@ -67,6 +92,8 @@ CARD_DEFAULTS: dict[str, dict[str, Any]] = {
     "plan-and-budget": {"budgets": (200, 250, 350, 450, 600), "temperature": 0.1, "retries": 5},
     "thoughtmani": {"cap": 512, "on_decline": "native", "keep_answers": False},
     "metacognitive-reuse": {"k": 40, "retrieval": "topic", "rounds": 1, "pool": False},
+    "delta": {"page": 16, "pages": 64, "recent": 8, "warm_up": 2, "start": 1.0},
+    "lazyeviction": {"budget": 0.5, "window": 175, "alpha": 1e-4},
 }
 
 
@@ -140,10 +167,11 @@ def test_usage_adds_up_and_traces_survive_json(slug: str, pebble: TorchModel) ->
             assert all(counted[kind] <= spent[kind] for kind in spent)
         else:
             assert counted == spent
-            assert usage.generated <= 160
+            assert usage.generated <= 160 or slug == "group-think"  # the limit holds for each of its threads
         aside = usage.probe + usage.helper + usage.reread + usage.latent_steps
         assert usage.total == usage.prompt + usage.generated + aside
-        assert usage.forward_passes >= usage.thinking + usage.answer  # what a method wrote may be read at once
+        if slug not in FEWER_PASSES:
+            assert usage.forward_passes >= usage.thinking + usage.answer  # what a method wrote may be read at once
         assert usage.flops > 0
         assert usage.wall_seconds > 0
         assert trace.answer_text.strip(), "an answer never comes back empty"
@@ -168,7 +196,10 @@ def test_a_spec_makes_the_method_again(slug: str) -> None:
     assert get_method(method.spec).parts == method.parts
 
 
-STEERING = [m for m in METHODS if m not in ("vanilla", "no-think")]
+ALONE = [m for m in METHODS if method_class(m).solve is not Method.solve]
+STEERING = [m for m in METHODS if m not in ("vanilla", "no-think", *ALONE)]
+CORE = ("cap", "cgrs", "first-try", "concisehint", "tldr")
+"""Each in a way of its own: forces a close, probes on the side, watches, rewrites the past, changes a probability."""
 
 
 def test_a_method_stands_once_in_a_composition_and_flows_do_not_nest() -> None:
@@ -183,7 +214,7 @@ def test_a_method_stands_once_in_a_composition_and_flows_do_not_nest() -> None:
 
 @pytest.mark.parametrize(
     ("first", "second"),
-    [pair for pair in combinations(STEERING, 2) if not all(issubclass(method_class(m), FlowMethod) for m in pair)],
+    [pair for pair in combinations(STEERING, 2) if any(slug in CORE for slug in pair)],
 )
 def test_steering_methods_compose(first: str, second: str, pebble: TorchModel) -> None:
     both = "+".join(RUNS_AS.get(slug, slug) for slug in (first, second))

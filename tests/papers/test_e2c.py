@@ -13,7 +13,7 @@ from thrifty.decoding.session import Session
 from thrifty.errors import ThriftyError
 from thrifty.methods import get_method
 from thrifty.methods.base import Stage
-from thrifty.methods.control.e2c import E2C, EXECUTION_PROMPT, SELECTORS, Plan, asking, without_thinking
+from thrifty.methods.control.e2c import E2C, EXECUTION_PROMPT, JUDGE_PROMPT, SELECTORS, Plan, asking, without_thinking
 from thrifty.models import embedded_folder
 from thrifty.models.base import Job, Settings, jobs_for
 from thrifty.models.formats import in_format
@@ -190,6 +190,16 @@ def test_the_judge_sees_all_plans_and_the_nearest_to_its_copy_is_executed(toy: T
         copy = trace.segments[-1].text.replace("<|end|>", "").strip()
         assert chosen(trace)[0][0] == max(texts, key=lambda text: similarity(text, copy))
         assert trace.usage.probe > solve(toy, f"{WORD},select=likelihood)")[key].usage.probe
+
+
+def test_plans_beyond_the_context_go_unseen_by_the_judge(toy: TorchModel) -> None:
+    small = TorchModel(toy.network, toy.tokenizer, "small")
+    longest = max(len(toy.encode_prompt(toy.render(asking(Job(p), JUDGE_PROMPT, plans="")))) for p in PROBLEMS.values())
+    small.context_length = longest + 80  # room for the answer of a judge and a plan or two
+    spec = "e2c(end=' ',plans=24,select=judge)"
+    for trace in solve(small, spec).values():
+        assert chosen(trace)
+        assert sum(len(small.encode(text)) for text, _ in trace.events["e2c"]["plans"]) > 24
 
 
 def test_a_random_choice_belongs_to_the_seed(toy: TorchModel) -> None:

@@ -1,4 +1,4 @@
-"""Drills ask for what stands in the question, and for nothing else."""
+"""Drills ask for what stands in the question or follows from two of its numbers, and for nothing else."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from drills import DRILLS, copy, copy_lines, look_up, spell
+from drills import DRILLS, compare, copy, copy_lines, divide, look_up, spell
 
 WORDS = ["next", "Noah", "2889", "year", "Sofia", "of", "a", "the", "it", "knight"]
 
@@ -39,3 +39,17 @@ def test_drills_by_hand() -> None:
         given, _, asked = question.partition(". Look up: ")
         assert set(given.split(", ")) == set(answer_of(pieces).splitlines())
         assert [line.split(" has ")[0] for line in answer_of(pieces).splitlines()] == asked.split(", ")
+        question, pieces = compare(WORDS, random.Random(seed))
+        one, _, others = question.removeprefix("Compare with ").partition(": ")
+        signs = answer_of(pieces).split()
+        assert [sign[:-1] for sign in signs] == others.split(", ")
+        for sign in signs:
+            difference = float(sign[:-1]) - float(one)
+            assert sign[-1] == ("<" if difference < 0 else ">" if difference > 0 else "=")
+        question, pieces = divide(WORDS, random.Random(seed))
+        lines = answer_of(pieces).splitlines()
+        assert [line.split("=")[0] for line in lines] == question.removeprefix("Divide: ").split(", ")
+        for line in lines:
+            top, bottom, times = map(int, line.replace("=", "/").split("/"))
+            assert times * bottom <= top < (times + 1) * bottom
+            assert 1 <= times <= 9

@@ -62,7 +62,7 @@ def test_long_thinking_states_what_stands_in_every_paragraph(family: str) -> Non
         assert len(paragraphs) == len(standing) >= 2
         for paragraph, value in zip(paragraphs, standing, strict=True):
             last = paragraph[-1][0]
-            assert value in last or "this does not fit" in last, last
+            assert value in last or "this does not fit" in last or last.startswith("That is another result, "), last
         assert text_of(paragraphs[0]).endswith(f"{FIRST_ATTEMPT}{standing[0]}.")
 
 

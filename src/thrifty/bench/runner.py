@@ -219,7 +219,7 @@ def first_correct(trace: Trace, problem: Problem, task: Task, model: Model) -> i
     verdicts: dict[str, bool] = {}
     count, line = 0, b""
     for segment in trace.segments:
-        if segment.phase != "thinking" or segment.kind not in ("thinking", "injected"):
+        if segment.phase != "thinking" or segment.kind not in ("thinking", "injected", "latent"):
             continue
         for token in segment.ids:
             count += 1

@@ -239,13 +239,14 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def thinking_tokens(record: Mapping[str, Any]) -> int:
-    """Return the tokens of a record's thinking, those that a method forced into it included.
+    """Return the tokens of a record's thinking, those that a method forced into it and latent steps included.
 
     Args:
         record: a trace as JSON.
     """
-    forced = sum(len(s["ids"]) for s in record["segments"] if s["kind"] == "injected" and s["phase"] == "thinking")
-    return int(record["usage"]["thinking"]) + forced
+    other = ("injected", "latent")
+    beside = sum(len(s["ids"]) for s in record["segments"] if s["kind"] in other and s["phase"] == "thinking")
+    return int(record["usage"]["thinking"]) + beside
 
 
 def over_budget(record: Mapping[str, Any]) -> bool:
@@ -259,7 +260,8 @@ def over_budget(record: Mapping[str, Any]) -> bool:
     budget = record["events"].get("budget")
     if isinstance(budget, bool) or not isinstance(budget, int | float):
         return False
-    thinking = [s for s in record["segments"] if s["phase"] == "thinking" and s["kind"] in ("thinking", "injected")]
+    kinds = ("thinking", "injected", "latent")
+    thinking = [s for s in record["segments"] if s["phase"] == "thinking" and s["kind"] in kinds]
     closer = len(thinking[-1]["ids"]) if thinking and thinking[-1]["kind"] == "injected" else 0
     return thinking_tokens(record) - closer > budget
 

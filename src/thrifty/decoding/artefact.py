@@ -1,4 +1,4 @@
-"""What tuning leaves behind: gates and calibrated numbers that belong to one model, in two plain files."""
+"""What tuning leaves behind: gates, networks and calibrated numbers that belong to one model, in two plain files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _GROUPS, _SAMPLES, _TOLERANCE = 8, 8, 0.02
 
 @dataclass(frozen=True)
 class Artefact:
-    """What a method was taught about one model: ``NAME.json``, and ``NAME.safetensors`` where it has gates.
+    """What a method was taught about one model: ``NAME.json``, and ``NAME.safetensors`` where it has tensors.
 
     Attributes:
         method: slug of the method.
@@ -32,6 +32,7 @@ class Artefact:
         values: calibrated numbers that the method reads.
         report: what the tuning found, for people.
         gates: by the method's names for them.
+        networks: parameters of networks that are no gates, by the method's names for both.
     """
 
     method: str
@@ -40,6 +41,7 @@ class Artefact:
     values: dict[str, Any] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=dict)
     gates: dict[str, Gate] = field(default_factory=dict)
+    networks: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> list[Path]:
         """Write the artefact.
@@ -62,9 +64,11 @@ class Artefact:
             "settings": self.settings,
             "values": self.values,
             "gates": gates,
+            "networks": list(self.networks),
             "report": self.report,
         }
-        named = {f"{name}.{part}": t.cpu() for name, g in self.gates.items() for part, t in g.tensors.items()}
+        parts = {name: gate.tensors for name, gate in self.gates.items()} | self.networks
+        named = {f"{name}.{part}": t.cpu() for name, its in parts.items() for part, t in its.items()}
         try:
             record.parent.mkdir(parents=True, exist_ok=True)
             if named:
@@ -103,7 +107,8 @@ class Artefact:
         content = json.loads(record.read_text())
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']}, not {FORMAT}")
-        parts: dict[str, dict[str, Tensor]] = {name: {} for name in content["gates"]}
+        networks = content.get("networks", [])
+        parts: dict[str, dict[str, Tensor]] = {name: {} for name in (*content["gates"], *networks)}
         for key, tensor in (load_file(tensors) if parts else {}).items():
             name, _, part = key.partition(".")
             parts[name][part] = tensor
@@ -112,7 +117,9 @@ class Artefact:
             for name, about in content["gates"].items()
         }
         kept = {key: dict(content[key]) for key in ("model", "settings", "values", "report")}
-        return cls(method=str(content["method"]), gates=gates, **kept)
+        return cls(
+            method=str(content["method"]), gates=gates, networks={name: parts[name] for name in networks}, **kept
+        )
 
     def require(self, model: TorchModel) -> None:
         """Refuse a model that the artefact was not made for.

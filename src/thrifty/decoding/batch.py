@@ -14,6 +14,7 @@ from thrifty.decoding.draft import Draft, choose_drafted
 from thrifty.decoding.row import Row
 from thrifty.decoding.sampling import Sampler
 from thrifty.decoding.session import Session
+from thrifty.models.attention import AttentionPolicy
 from thrifty.models.base import Settings
 from thrifty.models.torch import TorchModel
 from thrifty.traces.repetition import repeats
@@ -26,15 +27,19 @@ HOOKS = ("begin", "adjust_logits", "next_input", "after_token", "see_hidden")
 class DecodeBatch:
     """The rows that are decoded together.
 
+    Args:
+        model: which decodes.
+        policy: decides what the rows attend to and keep, None for everything.
+
     Attributes:
         model: which decodes.
         session: their caches and logits, in the order of `rows`.
         rows: those at work.
     """
 
-    def __init__(self, model: TorchModel) -> None:
+    def __init__(self, model: TorchModel, policy: AttentionPolicy | None = None) -> None:
         self.model = model
-        self.session = Session(model)
+        self.session = Session(model, policy)
         self.rows: list[Row] = []
         self._steered: dict[str, list[tuple[Controller, list[int] | None]]] = {}
         self._sampler: Sampler | None = None
@@ -75,20 +80,26 @@ class DecodeBatch:
     ) -> None:
         """Replace a row's response from a token on; see `thrifty.decoding.controller.Batch`."""
         place = next(i for i, other in enumerate(self.rows) if other is row)
-        row.rewrite(start, pieces, aside)
+        held, stored = self.session.held.rows[place], self.session.positions[place]
+        # where entries were evicted since then, all that stays is read again
+        stands = held.reaches(min(stored, len(row.prompt_ids) + start - 1))
+        row.rewrite(start, pieces, aside, read=stored - len(row.prompt_ids) if stands else 0)
         whole = [*row.prompt_ids, *row.ids]
         # in a step, the newest token is read at its end; before the first one, reading it is what gives logits
         unread = self._pending[place] is not None
         self._fed.pop(id(row), None)
         end = len(whole) - 1 if unread else len(whole)
-        stored = self.session.lengths[place]
         known = min(stored, len(row.prompt_ids) + start, end if unread else end - 1)
-        fresh = self.session.fork([place], room=end - known)
-        fresh.rewind(0, stored - known)
-        if known < end:
-            with self._tapping(self._controllers[id(row)], fresh):
+        fresh = self.session.fork([place], room=end - known) if stands else Session(self.model, self.session.policy)
+        with self._tapping(self._controllers[id(row)], fresh):
+            if not stands:
+                fresh.add([whole[:end]])
+                fresh.held.rows = [held.anew()]
+                row.usage.reread += known
+            else:
+                fresh.rewind(0, stored - known)
                 fresh.append([whole[known:end]])
-            row.usage.forward_passes += 1
+        row.usage.forward_passes += known < end or not stands
         self.session.put(place, fresh)
         if unread:
             self._pending[place] = whole[-1]
@@ -240,15 +251,20 @@ class DecodeBatch:
             min(row.settings.max_tokens, self.model.context_length - 1 - len(row.prompt_ids)) - len(row.ids)
             for row in self.rows
         ]
+        # nothing is evicted under a draft
+        deepest = [min(room, max(draft.depths, default=0)) for draft, room in zip(drafts, rooms, strict=True)]
+        stored = self.session.lengths
+        rooms = [self.session.held.room(i, stored[i], deepest[i]) for i in range(len(stored))]
         return [draft.clipped(room) for draft, room in zip(drafts, rooms, strict=True)]
 
     def _remove(self, places: Sequence[int]) -> list[Row]:
         rows = self.rows
         gone = [rows[i] for i in places]
-        for row in gone:
+        for row, place in zip(gone, places, strict=True):
             if row.keep:
                 row.kept = self.fork([row], 0)
             row.settle()
+            row.events.update(self.session.held.account(place, self.session.lengths[place]))
             del self._controllers[id(row)]
             self._drafters.pop(id(row), None)
             self._fed.pop(id(row), None)
@@ -282,13 +298,14 @@ class DecodeBatch:
         assert sampler is not None
         if places is not None:
             sampler, keys = Sampler.of([row.settings for row in rows], self.model.device), keys[list(places)]
+        probabilities = sampler.probabilities(logits) if self._drafters else None
         if sampler.greedy:
             tokens: list[int] = logits.argmax(-1).tolist()
         else:
             counters = np.array([len(row.ids) for row in rows], dtype=np.uint64)
-            tokens = sampler.choose(logits, keys, counters).tolist()
-        if self._drafters:
-            self._observe(rows, places, sampler.probabilities(logits), tokens)
+            tokens = sampler.choose(logits, keys, counters, probabilities).tolist()
+        if probabilities is not None:
+            self._observe(rows, places, probabilities, tokens)
         for controller, mine in self._steering("next_input", places):
             if mine is None:
                 controller.next_input(rows, tokens)

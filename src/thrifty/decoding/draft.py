@@ -77,18 +77,18 @@ def layout(drafts: Sequence[Draft], time: int, device: torch.device) -> tuple[Te
         time: 1 and the nodes of the largest draft.
         device: of the result.
     """
-    depths = torch.zeros(len(drafts), time, dtype=torch.int64)
-    visible = torch.eye(time, dtype=torch.bool).repeat(len(drafts), 1, 1)
+    depths = np.zeros((len(drafts), time), dtype=np.int64)
+    visible = np.eye(time, dtype=np.bool_)[None].repeat(len(drafts), 0)
     for row, draft in enumerate(drafts):
         if not draft:
             continue
-        depths[row, 1 : len(draft) + 1] = torch.tensor(draft.depths)
+        depths[row, 1 : len(draft) + 1] = draft.depths
         mine = visible[row]
         mine[1 : len(draft) + 1, 0] = True
         for node, parent in enumerate(draft.parents):
             if parent >= 0:
                 mine[node + 1] |= mine[parent + 1]
-    return depths.to(device), visible.to(device)
+    return torch.from_numpy(depths).to(device), torch.from_numpy(visible).to(device)
 
 
 def choose_drafted(
@@ -130,6 +130,7 @@ class Walk:
         base: column of the newest token at the time; node n lies n + 1 columns behind it.
         logits: behind the newest token and each node ``(1 + nodes, vocab)``.
         states: of tapped layers, likewise ``(1 + nodes, hidden)``.
+        attention: by layer, what an attention policy keeps of each ``(kv heads, 1 + nodes, columns)``.
         node: where the row is, -1 before the first one.
         steps: nodes that it went along.
     """
@@ -138,9 +139,19 @@ class Walk:
     base: int
     logits: Tensor
     states: Mapping[int, Tensor]
+    attention: Mapping[int, Tensor] = field(default_factory=dict)
     node: int = -1
     steps: int = 0
 
     def child(self, token: int) -> int | None:
         """Return the node to which a token leads."""
         return self.draft.children.get(self.node, {}).get(token)
+
+    def columns(self) -> list[int]:
+        """Return where the newest token and the nodes that the row went along stood in the pass that read them."""
+        path: list[int] = []
+        node = self.node
+        while node >= 0:
+            path.append(self.base + 1 + node)
+            node = self.draft.parents[node]
+        return [self.base, *reversed(path)]

@@ -16,6 +16,7 @@ from typing import Literal
 from thrifty.decoding.controller import Controller, Drafter
 from thrifty.decoding.loop import Plan, decode_rows
 from thrifty.decoding.row import Row
+from thrifty.models.attention import AttentionPolicy
 from thrifty.models.base import Job, Settings, TextModel
 from thrifty.models.torch import TorchModel
 from thrifty.traces.trace import Message, Segment, Trace, Usage
@@ -67,7 +68,11 @@ class _Running:
 
 
 def run_flows(
-    model: TorchModel, jobs: Iterable[Job], settings: Settings, start: Callable[[Job], Flow]
+    model: TorchModel,
+    jobs: Iterable[Job],
+    settings: Settings,
+    start: Callable[[Job], Flow],
+    policy: AttentionPolicy | None = None,
 ) -> Iterator[Trace]:
     """Answer jobs by flows.
 
@@ -76,6 +81,7 @@ def run_flows(
         jobs: what to answer; read lazily, at most four batches of flows at a time.
         settings: of calls that have none of their own; the batch size holds for every model.
         start: makes the flow of a job.
+        policy: decides what all rows of the main model attend to and keep, None for everything.
 
     Yields:
         A trace for each job, as they finish.
@@ -129,7 +135,8 @@ def run_flows(
 
     while True:
         for key in list(queues):
-            for row in decode_rows(models[key], source(queues[key]), settings):
+            mine = policy if key == id(model) else None
+            for row in decode_rows(models[key], source(queues[key]), settings, mine):
                 state, i = awaited.pop(id(row.job))
                 state.rows[i] = row
                 state.missing -= 1

@@ -6,6 +6,7 @@ stream and attends to its own cache, so neither the batch size nor the order of 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,9 +15,13 @@ from thrifty.decoding.controller import Controller, Drafter
 from thrifty.decoding.row import Row
 from thrifty.decoding.sampling import row_key
 from thrifty.errors import ContextOverflow
+from thrifty.models.attention import AttentionPolicy
 from thrifty.models.base import Job, Settings
 from thrifty.models.torch import TorchModel
 from thrifty.traces.trace import Trace
+
+AHEAD = 16
+"""Plans with drafters that are read ahead for each row of a batch."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ def decode(
     settings: Settings,
     plan: Callable[[Job], Plan],
     method: str,
+    policy: AttentionPolicy | None = None,
 ) -> Iterator[Trace]:
     """Decode jobs in a batch that refills itself.
 
@@ -59,6 +65,7 @@ def decode(
         settings: how to.
         plan: gives each job its plan.
         method: the name that the traces carry.
+        policy: decides what all rows attend to and keep, None for everything.
 
     Yields:
         A trace for each job, as they finish.
@@ -66,11 +73,16 @@ def decode(
     Raises:
         ContextOverflow: a prompt does not fit; traces of rows at work are lost, finished ones were yielded.
     """
-    for row in decode_rows(model, ((job, plan(job)) for job in jobs), settings):
+    for row in decode_rows(model, ((job, plan(job)) for job in jobs), settings, policy):
         yield row.trace(method)
 
 
-def decode_rows(model: TorchModel, plans: Iterable[tuple[Job, Plan] | None], settings: Settings) -> Iterator[Row]:
+def decode_rows(
+    model: TorchModel,
+    plans: Iterable[tuple[Job, Plan] | None],
+    settings: Settings,
+    policy: AttentionPolicy | None = None,
+) -> Iterator[Row]:
     """Decode plans in a batch that refills itself; see `decode`.
 
     Args:
@@ -78,6 +90,7 @@ def decode_rows(model: TorchModel, plans: Iterable[tuple[Job, Plan] | None], set
         plans: jobs and what to do with them, read lazily; None says that nothing is ready before another row
             has finished, and ends the decoding where none is at work.
         settings: how to.
+        policy: decides what all rows attend to and keep, None for everything.
 
     Yields:
         The finished rows.
@@ -85,8 +98,8 @@ def decode_rows(model: TorchModel, plans: Iterable[tuple[Job, Plan] | None], set
     Raises:
         ContextOverflow: a prompt does not fit.
     """
-    batch = DecodeBatch(model)
-    waiting = iter(plans)
+    batch = DecodeBatch(model, policy)
+    waiting = _in_turn(plans, AHEAD * settings.batch_size)
     exhausted = False
     refill_at = max(1, settings.batch_size // 8)
     while True:
@@ -103,7 +116,7 @@ def decode_rows(model: TorchModel, plans: Iterable[tuple[Job, Plan] | None], set
                     break
                 if ready is None:
                     break
-                entering.append(_row(model, *ready, settings))
+                entering.append(begin_row(model, *ready, settings))
                 controllers.append(ready[1].controllers)
                 drafters.append(ready[1].drafter)
             if entering:
@@ -113,7 +126,44 @@ def decode_rows(model: TorchModel, plans: Iterable[tuple[Job, Plan] | None], set
         yield from batch.step()
 
 
-def _row(model: TorchModel, job: Job, plan: Plan, settings: Settings) -> Row:
+def _in_turn(plans: Iterable[tuple[Job, Plan] | None], ahead: int) -> Iterator[tuple[Job, Plan] | None]:
+    """Yield plans in such an order that problems take turns where they have drafters.
+
+    Samples of a problem learn little from each other side by side, where a place is new to all of them at the same
+    time; one after the other they learn most.
+
+    Args:
+        plans: see `decode_rows`.
+        ahead: how many may be read before they are needed.
+    """
+    source, done = iter(plans), object()
+    turns: dict[str, deque[tuple[Job, Plan]]] = {}
+    while True:
+        read = sum(map(len, turns.values())) < ahead
+        ready = next(source, done) if read else None
+        if ready is done and not turns:
+            return
+        if isinstance(ready, tuple):
+            if ready[1].drafter is None:
+                yield ready
+            else:
+                turns.setdefault(ready[0].problem.id, deque()).append(ready)
+        elif turns:
+            name, queue = next(iter(turns.items()))
+            del turns[name]
+            yield queue.popleft()
+            if queue:
+                turns[name] = queue
+        else:
+            yield None
+
+
+def begin_row(model: TorchModel, job: Job, plan: Plan, settings: Settings) -> Row:
+    """Return the row of a job before anything is read.
+
+    Raises:
+        ContextOverflow: the prompt does not fit.
+    """
     settings = plan.settings or settings
     name = f"{job.problem.id}#{plan.stream}" if plan.stream else job.problem.id
     key = row_key(settings.seed, name, job.sample)

@@ -181,8 +181,9 @@ class Row:
             self._runs.pop()
         if not self._runs or self._runs[-1][1:] != ("latent", phase):
             self._runs.append((len(self.ids) - 1, "latent", phase))
-        setattr(self.usage, kind, getattr(self.usage, kind) - 1)
-        self.usage.latent_steps += 1
+        if len(self.ids) > self.inherited:
+            setattr(self.usage, kind, getattr(self.usage, kind) - 1)
+            self.usage.latent_steps += 1
 
     def _record_aside(self, token: int) -> None:
         """Append one token of an aside: no marker, line or repetition of the response is to be seen in it."""
@@ -222,7 +223,13 @@ class Row:
         heir.line = heir._next_line
         return heir
 
-    def rewrite(self, start: int, pieces: Sequence[tuple[str | Sequence[int], bool]], aside: bool = False) -> None:
+    def rewrite(
+        self,
+        start: int,
+        pieces: Sequence[tuple[str | Sequence[int], bool]],
+        aside: bool = False,
+        read: int | None = None,
+    ) -> None:
         """Replace the response from a token on.
 
         The account keeps what was replaced, as reread: it was written once, and what stands there now is read.
@@ -231,6 +238,8 @@ class Row:
             start: index of the first token to replace.
             pieces: what to put there: texts or token ids, and whether the method wrote them.
             aside: whether what the method wrote is an aside to the model.
+            read: tokens that the model has read, None for all; those behind are no latent steps, for it will read
+                them as they are.
 
         Raises:
             ValueError: no token would remain.
@@ -243,15 +252,18 @@ class Row:
         self.usage.reread += len(self.ids) - start
         self.phases = replace(self.begun)
         self.ids, self._runs, self.asides, self.thinking_tokens = [], [], set(), 0
-        self.usage.thinking = self.usage.answer = self.usage.injected = 0
+        self.usage.thinking = self.usage.answer = self.usage.injected = self.usage.latent_steps = 0
         self.closed_by = self.closing = None
         self._after_break, self._next_line = False, 0
+        latent = {i for i, kind in enumerate(kinds[:read]) if kind == "latent"}
         kept = [(token, kinds[i] == "injected", i in asides) for i, token in enumerate(old)]
-        for token, forced, is_aside in [*kept, *((t, f, f and aside) for t, f in written)]:
+        for i, (token, forced, is_aside) in enumerate([*kept, *((t, f, f and aside) for t, f in written)]):
             if is_aside:
                 self._record_aside(token)
             else:
                 self.record(token, forced)
+            if i in latent:
+                self.mark_latent()
         self.closing = closing
         if self.closed_by:  # the closer still stands, and so does who wrote it
             self.closed_by = closer or self.closed_by

@@ -98,19 +98,20 @@ class Sampler:
         probabilities = probabilities.masked_fill(drop, 0.0)
         return probabilities / probabilities.sum(-1, keepdim=True)
 
-    def choose(self, logits: Tensor, keys: Keys, counters: Keys) -> Tensor:
+    def choose(self, logits: Tensor, keys: Keys, counters: Keys, probabilities: Tensor | None = None) -> Tensor:
         """Return the next token of each row, int64 ``(rows,)``.
 
         Args:
             logits: ``(rows, vocab)``.
             keys: of the rows' random streams, uint64 ``(rows,)``.
             counters: how many tokens each row has chosen so far, uint64 ``(rows,)``.
+            probabilities: of these logits, where they are known already.
         """
         best = logits.argmax(-1)
         if self.greedy:
             return best
         draws = torch.from_numpy(uniforms(keys, counters)).to(logits.device)[:, None]
-        cumulative = self.probabilities(logits).cumsum(-1)
+        cumulative = (self.probabilities(logits) if probabilities is None else probabilities).cumsum(-1)
         # the first token whose cumulative mass exceeds the draw; scaled, for the sum may end below 1
         chosen = torch.searchsorted(cumulative, draws * cumulative[:, -1:], right=True)[:, 0]
         return torch.where(self.sampled, chosen.clamp(max=logits.shape[-1] - 1), best)

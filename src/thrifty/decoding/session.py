@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Self
 
 import torch
 from torch import Tensor
 
 from thrifty.decoding.draft import Draft, Walk, layout
+from thrifty.decoding.holding import Holdings
 from thrifty.errors import ContextOverflow
+from thrifty.models.attention import AttentionPolicy
 from thrifty.models.cache import RowCache
 from thrifty.models.torch import Layout, TorchModel
 
@@ -23,9 +26,11 @@ class Session:
 
     Args:
         model: whose rows these are.
+        policy: decides what they attend to and keep, None for everything.
 
     Attributes:
-        lengths: positions stored for each row.
+        lengths: entries stored for each row: its positions, less what the policy evicted.
+        held: what the policy made of them.
         logits: ``(rows, vocab)``, float32 or the model's float64.
         hidden: for layers tapped in the last pass, the state at each row's last position: layer to
             ``(rows, hidden)``; NaN for a row that entered before they were tapped.
@@ -33,9 +38,10 @@ class Session:
         walks: where each row stands in its draft, None for a row without one.
     """
 
-    def __init__(self, model: TorchModel) -> None:
-        self.model = model
-        self.cache = RowCache(model.layers)
+    def __init__(self, model: TorchModel, policy: AttentionPolicy | None = None) -> None:
+        self.model, self.policy = model, policy
+        self.cache = RowCache(model.layers, policy.marks if policy else 0)
+        self.held = Holdings(model, self.cache, policy)
         self.lengths: list[int] = []
         self.forward_passes = 0
         self.hidden: dict[int, Tensor] = {}
@@ -47,6 +53,11 @@ class Session:
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    @property
+    def positions(self) -> list[int]:
+        """How many tokens each row has read."""
+        return [stored + holding.evicted for stored, holding in zip(self.lengths, self.held.rows, strict=True)]
 
     @torch.inference_mode()
     def add(self, prompts: Sequence[Sequence[int]]) -> None:
@@ -66,6 +77,7 @@ class Session:
                 )
         first = len(self)
         self.lengths += [0] * len(prompts)
+        self.held.add(map(len, prompts))
         self.walks += [None] * len(prompts)
         self._lengths = torch.cat([self._lengths, self._lengths.new_zeros(len(prompts))])
         logits = self._advance(first, prompts)
@@ -80,19 +92,23 @@ class Session:
                 differ in number and be empty (that row's logits stay).
         """
         if isinstance(ids, Tensor):
-            self.logits = self._pass(0, ids[:, None].to(self.model.device), None)[:, -1]
+            self.logits = self._pass(0, ids[:, None].to(self.model.device), None, newest=True)[:, -1]
             self._grow(1)
+            self._settle(range(len(self)))
             return
         self._forget_drafts()
         counts = [len(row) for row in ids]
         if not any(counts):
             return
-        logits = self._advance(0, ids)
+        newest = max(counts) == 1
+        logits = self._advance(0, ids, newest)
         if all(counts):
             self.logits = logits
         else:
             moved = torch.tensor([c > 0 for c in counts], device=logits.device)
             self.logits = torch.where(moved[:, None], logits, self.logits)
+        if newest:
+            self._settle([row for row, count in enumerate(counts) if count])
 
     @torch.inference_mode()
     def append_all(self, ids: Tensor) -> Tensor:
@@ -104,18 +120,15 @@ class Session:
         Returns:
             Logits ``(rows, time, vocab)``: what verification of a draft needs.
         """
-        logits = self._pass(0, ids.to(self.model.device), None)
-        self._grow(ids.shape[1])
-        self.logits = logits[:, -1]
-        return logits
+        return self.append_laid_out(ids, None)
 
     @torch.inference_mode()
-    def append_laid_out(self, ids: Tensor, laid_out: Layout) -> Tensor:
+    def append_laid_out(self, ids: Tensor, laid_out: Layout | None) -> Tensor:
         """Append tokens that do not simply follow each other, such as those of several threads of one row.
 
         Args:
             ids: int64 ``(rows, time)``.
-            laid_out: their positions and what they see.
+            laid_out: their positions and what they see, None for one after the other.
 
         Returns:
             Logits behind each of them ``(rows, time, vocab)``.
@@ -143,16 +156,18 @@ class Session:
             inputs[row, 1 : len(draft) + 1] = torch.tensor(draft.tokens, dtype=torch.int64)
         inputs[:, 0] = ids
         depths, visible = layout(drafts, time, device)
-        logits = self._pass(0, inputs.to(device), None, Layout(self._lengths[:, None] + depths, visible))
+        seen: dict[int, Tensor] = {}
+        laid_out = Layout(self.held.positions(self._lengths)[:, None] + depths, visible)
+        logits = self._pass(0, inputs.to(device), None, laid_out, newest=True, seen=seen)
         states = dict(self._tapped or {})
-        bases = list(self.lengths)
         self._grow(1)
         self.logits = logits[:, 0]
         self.hidden = {layer: found[:, 0] for layer, found in states.items()}
         self.walks = [
-            Walk(draft, base, logits[row], {layer: found[row] for layer, found in states.items()}) if draft else None
-            for row, (draft, base) in enumerate(zip(drafts, bases, strict=True))
+            Walk(draft, self.lengths[row] - 1, logits[row], _of_row(states, row), _of_row(seen, row)) if draft else None
+            for row, draft in enumerate(drafts)
         ]
+        self._settle(range(len(self)))
 
     @torch.inference_mode()
     def follow(self, rows: Sequence[int], tokens: Sequence[int]) -> list[bool]:
@@ -178,10 +193,12 @@ class Session:
             walk.node, walk.steps = node, walk.steps + 1
         if not moved:
             return went
-        index = torch.tensor(moved, dtype=torch.int64, device=self.model.device)
-        # what is overwritten stands before the row's node, and nothing that may still follow does
-        self.cache.copy(*index.unbind(1))
-        places = index[:, 0]
+        # the first nodes of a draft that starts with a chain stand where they belong
+        away = [(row, source, target) for row, source, target in moved if source != target]
+        if away:
+            # what is overwritten stands before the row's node, and nothing that may still follow does
+            self.cache.copy(*torch.tensor(away, dtype=torch.int64, device=self.model.device).unbind(1))
+        places = torch.tensor([row for row, _, _ in moved], dtype=torch.int64, device=self.model.device)
         self._lengths, self.logits = self._lengths.clone(), self.logits.clone()
         self._lengths[places] += 1
         walks = [walk for row, _, _ in moved if (walk := self.walks[row])]
@@ -192,6 +209,7 @@ class Session:
             self.hidden[layer] = states
         for row, _, _ in moved:
             self.lengths[row] += 1
+        self._settle([row for row, _, _ in moved], self.walks)
         return went
 
     @torch.inference_mode()
@@ -201,22 +219,25 @@ class Session:
         Args:
             embeddings: ``(rows, hidden)``, in the model's dtype.
         """
-        self.logits = self._pass(0, embeddings[:, None], None)[:, -1]
+        self.logits = self._pass(0, embeddings[:, None], None, newest=True)[:, -1]
         self._grow(1)
+        self._settle(range(len(self)))
 
     @torch.inference_mode()
     def fork(self, rows: Sequence[int], room: int = 32) -> Self:
-        """Return a session of copies of some rows; what happens there does not touch this one.
+        """Return a session of copies of some rows, frozen; what happens there does not touch this one.
 
         Args:
             rows: which; a row may be named several times.
             room: positions that the copies are expected to grow by.
         """
-        copy = type(self)(self.model)
+        copy = type(self)(self.model, self.policy)
         index = torch.tensor(list(rows), dtype=torch.int64, device=self.model.device)
         copy.lengths = [self.lengths[r] for r in rows]
         copy.walks = [None] * len(copy.lengths)
-        copy.cache = self.cache.select(index, max(copy.lengths), room)
+        copy.cache = copy.held.cache = self.cache.select(index, max(copy.lengths), room)
+        copy.held.adopt(self.held, rows)
+        copy.held.frozen = True
         copy._lengths = self._lengths[index]
         copy.logits = self.logits[index]
         copy.hidden = {layer: states[index] for layer, states in self.hidden.items()}
@@ -232,6 +253,8 @@ class Session:
         """
         if not 0 <= count < self.lengths[row]:
             raise ValueError(f"cannot rewind {count} of {self.lengths[row]} positions")
+        if not self.held.rows[row].reaches(self.positions[row] - count):
+            raise ValueError(f"cannot rewind {count} positions: entries were evicted since then")
         self.lengths[row] -= count
         self._lengths[row] -= count
         self.walks[row] = None
@@ -251,6 +274,7 @@ class Session:
             order[gap] = movers.pop()
             self.cache.move(order[gap], gap, self.lengths[order[gap]])
         self.lengths = [self.lengths[r] for r in order]
+        self.held.rows = [self.held.rows[r] for r in order]
         # what moved left its drafts behind
         self.walks = [self.walks[r] if r == i else None for i, r in enumerate(order)]
         index = torch.tensor(order, dtype=torch.int64, device=self.model.device)
@@ -267,6 +291,7 @@ class Session:
         for source, length in enumerate(other.lengths):
             self.cache.put(first + source, other.cache, source, length)
         self.lengths += other.lengths
+        self.held.adopt(other.held)
         self.walks += [None] * len(other)
         self._lengths = torch.cat([self._lengths, other._lengths])
         self.logits = torch.cat([self.logits, other.logits])
@@ -284,6 +309,7 @@ class Session:
         self.cache.reserve(len(self), length)
         self.cache.put(row, other.cache, 0, length)
         self.lengths[row] = length
+        self.held.rows[row] = replace(other.held.rows[0])
         self.walks[row] = None
         self._lengths, self.logits = self._lengths.clone(), self.logits.clone()
         self._lengths[row], self.logits[row] = length, other.logits[0]
@@ -310,18 +336,31 @@ class Session:
         tapped = self._tapped or {}
         self.hidden = {layer: states[:, -1] for layer, states in tapped.items()}
 
-    def _pass(self, first: int, inputs: Tensor, keep: Tensor | None, laid_out: Layout | None = None) -> Tensor:
+    def _settle(self, rows: Iterable[int], walks: Sequence[Walk | None] = ()) -> None:
+        if self.held.settle(self.lengths, rows, walks):
+            self._lengths = self._lengths.new_tensor(self.lengths)
+
+    def _pass(
+        self,
+        first: int,
+        inputs: Tensor,
+        keep: Tensor | None,
+        laid_out: Layout | None = None,
+        newest: bool = False,
+        counts: Tensor | None = None,
+        seen: dict[int, Tensor] | None = None,
+    ) -> Tensor:
         """Run the model on the rows from ``first`` on; the lengths are left to the caller."""
         lengths = self.lengths[first:]
         longest = max(lengths)
         equal = min(lengths) == longest
         device_lengths = self._lengths[first:] if first else self._lengths
-        self.cache.aim(first, device_lengths, inputs.shape[1], longest, equal)
         self.forward_passes += 1
-        logits = self.model.forward(self.cache, inputs, device_lengths, longest, equal, keep, laid_out)
+        with self.held.aim(first, lengths, device_lengths, inputs.shape[1], newest, laid_out, counts, seen):
+            logits = self.model.forward(self.cache, inputs, device_lengths, longest, equal, keep, laid_out)
         return logits.to(self._working_dtype)
 
-    def _advance(self, first: int, ids: Sequence[Sequence[int]]) -> Tensor:
+    def _advance(self, first: int, ids: Sequence[Sequence[int]], newest: bool = False) -> Tensor:
         """Append ragged tokens to the rows from ``first`` on; return logits at their last tokens."""
         counts = [len(row) for row in ids]
         time = max(counts)
@@ -330,23 +369,28 @@ class Session:
         last = [max(c - 1, 0) for c in counts]
         kept = sorted(set(last))  # the vocabulary projection is spent on positions that end a row only
         keep = torch.tensor(kept, dtype=torch.int64, device=inputs.device)
-        logits = self._pass(first, inputs, keep)
+        taken = torch.tensor(counts, device=inputs.device)
+        logits = self._pass(first, inputs, keep, newest=newest, counts=taken)
         index = torch.arange(len(ids), device=inputs.device)
         place = torch.tensor([kept.index(i) for i in last], device=inputs.device)
         for row, count in enumerate(counts, start=first):
             self.lengths[row] += count
         self._lengths = self._lengths.clone()
-        self._lengths[first:] += torch.tensor(counts, device=inputs.device)
+        self._lengths[first:] += taken
         old, self.hidden = self.hidden, {}
         if self._tapped is not None:
             ends = torch.tensor(last, device=inputs.device)
-            moved = torch.tensor([c > 0 for c in counts], device=inputs.device)[:, None]
+            moved = (taken > 0)[:, None]
             for layer, tapped in self._tapped.items():
                 states = tapped[index, ends]
                 before = _states(old.get(layer), len(self), states)
                 # a row without new tokens keeps its state
                 self.hidden[layer] = torch.cat([before[:first], torch.where(moved, states, before[first:])])
         return logits[index, place]
+
+
+def _of_row(found: dict[int, Tensor], row: int) -> dict[int, Tensor]:
+    return {layer: tensor[row] for layer, tensor in found.items()}
 
 
 def _states(known: Tensor | None, rows: int, like: Tensor) -> Tensor:

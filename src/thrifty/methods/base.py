@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from thrifty.decoding.controller import Controller, Drafter
     from thrifty.decoding.flow import Call, Flow
     from thrifty.methods.tuning import Tuning
+    from thrifty.models.attention import AttentionPolicy
     from thrifty.models.torch import TorchModel
 
 
@@ -81,6 +82,10 @@ class Method:
 
     def drafter(self, model: TorchModel) -> Drafter | None:
         """Return what guesses the tokens of the model's responses, None for nothing; a fresh one, for it remembers."""
+        return None
+
+    def attention(self, model: TorchModel) -> AttentionPolicy | None:
+        """Return what decides what the model's rows attend to and keep, None for everything."""
         return None
 
     def settings(self, settings: Settings) -> Settings:
@@ -213,13 +218,14 @@ def solve(
     assert isinstance(model, TorchModel)
     steering = [part for part in parts if not isinstance(part, FlowMethod)]
     stage = Stage(model, settings, name, steering, watch, flow)
+    policy = next((p for part in parts if (p := part.attention(model)) is not None), None)
     if flow is not None:
-        return run_flows(model, jobs, settings, functools.partial(flow.flow, stage))
+        return run_flows(model, jobs, settings, functools.partial(flow.flow, stage), policy)
 
     def plan(job: Job) -> Plan:
         return Plan(stage.render(job), stage.controllers, drafter=stage.drafter)
 
-    return decode(model, jobs, settings, plan, name)
+    return decode(model, jobs, settings, plan, name, policy)
 
 
 class Composition:
@@ -242,6 +248,11 @@ class Composition:
         drafting = [p.slug for p in parts if type(p).drafter is not Method.drafter]
         if len(drafting) > 1:
             raise ThriftyError(f"{drafting[0]!r} and {drafting[1]!r} both draft: one of them is enough")
+        attending = [p.slug for p in parts if type(p).attention is not Method.attention]
+        if len(attending) > 1:
+            raise ThriftyError(
+                f"{attending[0]!r} and {attending[1]!r} both decide what the model attends to: take one of them"
+            )
         flows = [p.slug for p in parts if isinstance(p, FlowMethod)]
         if len(flows) > 1:
             raise ThriftyError(

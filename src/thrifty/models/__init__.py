@@ -9,14 +9,17 @@ from thrifty.errors import MissingExtra
 from thrifty.models.base import Model
 from thrifty.traces.think import think_format
 
-EMBEDDED = {"pebble": "a small reasoner that thinks for real and overthinks for real; comes with the package"}
+EMBEDDED = {
+    "pebble": "a small reasoner that thinks for real and overthinks for real; comes with the package",
+    "pebble-small": "the same at a third of the size, with the same tokens: a partner in systems of two models",
+}
 
 
 def load_model(name: str, *, device: str | None = None, dtype: str | None = None, think: str | None = None) -> Model:
     """Load a model.
 
     Args:
-        name: ``pebble``, a folder, a ``.gguf`` file, a hub id, ``http://HOST:PORT/v1#MODEL``, or ``replay:FILE`` for
+        name: ``pebble``, ``pebble-small``, a folder, a ``.gguf`` file, a hub id, ``http://HOST:PORT/v1#MODEL``, or ``replay:FILE`` for
             recorded traces (`thrifty.models.replay`).
         device: for local models, such as ``cuda``; None for CUDA where there is one.
         dtype: for local models, such as ``float64``; None for the usual.

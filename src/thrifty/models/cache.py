@@ -18,28 +18,41 @@ COLUMN_STEP = 64
 class _Plan:
     """Where the next forward pass writes and how far it reads; shared by all layers."""
 
-    __slots__ = ("columns", "first", "flat", "last", "start")
+    __slots__ = ("columns", "evicted", "first", "flat", "last", "marks", "start")
 
     def __init__(self) -> None:
         self.first = self.last = self.columns = 0
         self.start: int | None = None
         self.flat: Tensor | None = None
+        self.evicted: Tensor | None = None
+        self.marks: Tensor | None = None
 
 
 class RowLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers' annotations are not read
-    """Keys and values of one layer: buffers ``(rows, heads, columns, head_dim)``."""
+    """Keys and values of one layer: buffers ``(rows, heads, columns, head_dim)``.
+
+    Args:
+        plan: where passes write and read.
+        marks: numbers that a policy notes beside every entry, in a buffer ``(rows, heads, columns, marks)``; 0 for
+            no such buffer.
+    """
 
     is_sliding = False
 
-    def __init__(self, plan: _Plan) -> None:
+    def __init__(self, plan: _Plan, marks: int = 0) -> None:
         super().__init__()
         self.plan = plan
         self.rows = self.columns = 0
+        self.mark_count = marks
+        self.names = ("keys", "values", "marks") if marks else ("keys", "values")
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         shapes = [(self.rows, t.shape[1], self.columns, t.shape[3]) for t in (key_states, value_states)]
         self.keys = key_states.new_zeros(shapes[0])
         self.values = value_states.new_zeros(shapes[1])
+        if self.mark_count:
+            dtype = torch.promote_types(key_states.dtype, torch.float32)
+            self.marks = key_states.new_zeros(*shapes[0][:3], self.mark_count, dtype=dtype)
         self.is_initialized = True
 
     def reserve(self, rows: int, columns: int) -> None:
@@ -47,7 +60,7 @@ class RowLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers' annotati
         self.rows, self.columns = max(rows, self.rows), max(columns, self.columns)
         if not self.is_initialized:
             return
-        for name in ("keys", "values"):
+        for name in self.names:
             old = getattr(self, name)
             if old.shape[0] < self.rows or old.shape[2] < self.columns:
                 new = old.new_zeros(self.rows, old.shape[1], self.columns, old.shape[3])
@@ -61,19 +74,62 @@ class RowLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers' annotati
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         plan = self.plan
+        stored = [(self.keys, key_states), (self.values, value_states)]
+        if plan.marks is not None:
+            stored.append((self.marks, plan.marks[:, None].expand(-1, key_states.shape[1], -1, -1)))
         if plan.start is not None:
             end = plan.start + key_states.shape[2]
-            self.keys[plan.first : plan.last, :, plan.start : end] = key_states
-            self.values[plan.first : plan.last, :, plan.start : end] = value_states
+            for buffer, states in stored:
+                buffer[plan.first : plan.last, :, plan.start : end] = states
         else:
             assert plan.flat is not None
-            for buffer, states in ((self.keys, key_states), (self.values, value_states)):
+            for buffer, states in stored:
                 # (rows, time, heads) positions of vectors in the flattened buffer
                 index = plan.flat[:, :, None] + torch.arange(buffer.shape[1], device=buffer.device) * buffer.shape[2]
                 vectors = states.transpose(1, 2).reshape(-1, states.shape[3])
                 buffer.view(-1, buffer.shape[3]).index_copy_(0, index.reshape(-1), vectors)
         rows = slice(plan.first, plan.last)
         return self.keys[rows, :, : plan.columns], self.values[rows, :, : plan.columns]
+
+    def seen_marks(self) -> Tensor:
+        """Return what is noted beside the entries that the present pass may read ``(rows, heads, columns, marks)``."""
+        return self.marks[self.plan.first : self.plan.last, :, : self.plan.columns]
+
+    def marks_of(self, rows: Tensor, length: int) -> Tensor:
+        """Return what is noted beside the first ``length`` entries of some rows ``(rows, heads, length, marks)``."""
+        if self.mark_count:
+            return self.marks[rows, :, :length]
+        return self.keys.new_zeros(len(rows), self.keys.shape[1], length, 0)
+
+    def pages(self, index: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Return copies of some pages of the rows of the present pass.
+
+        Args:
+            index: from `RowCache.page_index`.
+            size: columns of a page.
+
+        Returns:
+            Keys and values ``(rows, heads, pages * size, head_dim)``.
+        """
+        keys, values = (
+            buffer.view(-1, size * buffer.shape[3])
+            .index_select(0, index.reshape(-1))
+            .view(*index.shape[:2], -1, buffer.shape[3])
+            for buffer in (self.keys, self.values)
+        )
+        return keys, values
+
+    def keep(self, rows: Tensor, index: Tensor) -> None:
+        """Keep some entries of some rows, moved together from column 0 on, and forget the others.
+
+        Args:
+            rows: which, int64 ``(n,)``.
+            index: columns of the entries of each row and head, ascending, int64 ``(n, heads, kept)``.
+        """
+        heads = torch.arange(index.shape[1], device=index.device)[:, None]
+        for name in self.names:
+            buffer = getattr(self, name)
+            buffer[rows, :, : index.shape[2]] = buffer[rows[:, None, None], heads, index]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.plan.columns, 0
@@ -90,11 +146,12 @@ class RowCache(Cache):  # type: ignore[misc]  # as above
 
     Args:
         layers: number of decoder layers.
+        marks: see `RowLayer`.
     """
 
-    def __init__(self, layers: int) -> None:
+    def __init__(self, layers: int, marks: int = 0) -> None:
         self.plan = _Plan()
-        super().__init__(layers=[RowLayer(self.plan) for _ in range(layers)])
+        super().__init__(layers=[RowLayer(self.plan, marks) for _ in range(layers)])
 
     def reserve(self, rows: int, columns: int) -> None:
         """Make room for ``rows`` rows of ``columns`` positions."""
@@ -105,7 +162,16 @@ class RowCache(Cache):  # type: ignore[misc]  # as above
             for layer in self.layers:
                 layer.reserve(rows, columns)
 
-    def aim(self, first: int, lengths: Tensor, time: int, longest: int, equal: bool) -> None:
+    def aim(
+        self,
+        first: int,
+        lengths: Tensor,
+        time: int,
+        longest: int,
+        equal: bool,
+        evicted: Tensor | None = None,
+        marks: Tensor | None = None,
+    ) -> None:
         """Say where the next forward pass writes: ``time`` positions behind each row's length.
 
         Args:
@@ -114,8 +180,11 @@ class RowCache(Cache):  # type: ignore[misc]  # as above
             time: positions that the pass adds to each, padding counted.
             longest: the largest of the lengths.
             equal: whether all lengths are equal, which allows a plain copy.
+            evicted: positions of each row that are no longer stored, int64 ``(rows,)``; None for none.
+            marks: what to note beside the new entries ``(rows, time, marks)``, None without marks.
         """
         plan = self.plan
+        plan.evicted, plan.marks = evicted, marks
         rows = lengths.shape[0]
         self.reserve(first + rows, longest + time)
         plan.first, plan.last, plan.columns = first, first + rows, longest + time
@@ -129,9 +198,9 @@ class RowCache(Cache):  # type: ignore[misc]  # as above
     def move(self, source: int, target: int, length: int) -> None:
         """Overwrite row ``target`` with the first ``length`` positions of row ``source``."""
         for layer in self.layers:
-            if layer.is_initialized:
-                layer.keys[target, :, :length] = layer.keys[source, :, :length]
-                layer.values[target, :, :length] = layer.values[source, :, :length]
+            for name in layer.names if layer.is_initialized else ():
+                buffer = getattr(layer, name)
+                buffer[target, :, :length] = buffer[source, :, :length]
 
     def copy(self, rows: Tensor, sources: Tensor, targets: Tensor) -> None:
         """Overwrite some positions by others of the same row.
@@ -142,8 +211,25 @@ class RowCache(Cache):  # type: ignore[misc]  # as above
             targets: columns to write, int64 ``(n,)``.
         """
         for layer in self.layers:
-            layer.keys[rows, :, targets] = layer.keys[rows, :, sources]
-            layer.values[rows, :, targets] = layer.values[rows, :, sources]
+            for name in layer.names:
+                buffer = getattr(layer, name)
+                buffer[rows, :, targets] = buffer[rows, :, sources]
+
+    def page_index(self, pages: Tensor, size: int) -> Tensor:
+        """Return where pages of the rows of the present pass lie, the same in every layer; see `RowLayer.pages`.
+
+        Args:
+            pages: numbers of pages, int64 ``(rows, n)``; those beyond the stored ones give whatever lies there.
+            size: columns of a page, a divisor of `COLUMN_STEP`.
+
+        Returns:
+            int64 ``(rows, heads, n)``.
+        """
+        _, heads, columns, _ = self.layers[0].keys.shape
+        count = columns // size
+        owners = torch.arange(self.plan.first * heads, self.plan.last * heads, device=pages.device).view(-1, heads, 1)
+        index: Tensor = owners * count + pages.clamp(max=count - 1)[:, None]
+        return index
 
     def select(self, rows: Tensor, columns: int, room: int) -> RowCache:
         """Return a new cache that holds copies of some rows.
@@ -153,13 +239,14 @@ class RowCache(Cache):  # type: ignore[misc]  # as above
             columns: positions to copy, from 0.
             room: further positions to make room for.
         """
-        copy = RowCache(len(self.layers))
+        copy = RowCache(len(self.layers), self.layers[0].mark_count)
         copy.reserve(rows.shape[0], columns + room)
         for mine, theirs in zip(self.layers, copy.layers, strict=True):
             if mine.is_initialized:
                 theirs.lazy_initialization(mine.keys, mine.values)
-                theirs.keys[:, :, :columns] = mine.keys[:, :, :columns].index_select(0, rows)
-                theirs.values[:, :, :columns] = mine.values[:, :, :columns].index_select(0, rows)
+                for name in mine.names:
+                    buffer = getattr(mine, name)
+                    getattr(theirs, name)[:, :, :columns] = buffer[:, :, :columns].index_select(0, rows)
         return copy
 
     def put(self, row: int, other: RowCache, source: int, length: int) -> None:
@@ -174,5 +261,7 @@ class RowCache(Cache):  # type: ignore[misc]  # as above
         for mine, theirs in zip(self.layers, other.layers, strict=True):
             if not mine.is_initialized:
                 mine.lazy_initialization(theirs.keys, theirs.values)
-            mine.keys[row, :, :length] = theirs.keys[source, :, :length]
-            mine.values[row, :, :length] = theirs.values[source, :, :length]
+            for name in mine.names:
+                # what was stored without marks is marked as a prompt is
+                states = getattr(theirs, name)[source, :, :length] if name in theirs.names else 0
+                getattr(mine, name)[row, :, :length] = states

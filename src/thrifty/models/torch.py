@@ -105,6 +105,11 @@ class TorchModel(Model):
         dtype: torch.dtype = self.network.dtype
         return dtype
 
+    @property
+    def window(self) -> int | None:
+        """How many positions some of its layers look back, None where all layers see everything."""
+        return self._window
+
     def render(self, messages: Sequence[Message], **template_options: Any) -> str:
         """Return the prompt text for a conversation, up to where the response begins.
 
@@ -188,8 +193,10 @@ class TorchModel(Model):
         steps = torch.arange(time, device=inputs.device)
         columns = torch.arange(longest + time, device=inputs.device)
         if layout is None:
-            positions = lengths[:, None] + steps
-            ends = positions[:1] if equal else positions  # rows of one length share a mask
+            places = lengths[:, None] + steps
+            evicted = cache.plan.evicted
+            positions = places if evicted is None else places + evicted[:, None]
+            ends = places[:1] if equal else places  # rows of one length share a mask
             mask = self._masks((columns <= ends[:, :, None])[:, None], ends, columns[None])
         else:
             positions = layout.positions
@@ -309,6 +316,9 @@ def load_torch_model(
     if dtype is not None and dtype not in DTYPES:
         raise ThriftyError(f"unknown dtype {dtype!r}: one of {', '.join(DTYPES)}")
     target = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if target == "cpu":
+        # where there is a mask, Hugging Face else copies all keys and values for each head of the queries
+        os.environ.setdefault("TRANSFORMERS_SDPA_FORCE_GQA", "1")
     path = Path(source).expanduser()
     options: dict[str, Any] = {}
     if path.is_file():

@@ -90,7 +90,7 @@ class BestOfN(FlowMethod):
 
     def _scores(self, stage: Stage, rows: Sequence[Row]) -> Sequence[float | None]:
         if self.scorer == "shortest":
-            return [-float(row.usage.generated) for row in rows]
+            return [-float(row.usage.generated + row.usage.latent_steps) for row in rows]
         if self.scorer == "likelihood":
             (likelihood,) = stage.own
             assert isinstance(likelihood, Likelihood)

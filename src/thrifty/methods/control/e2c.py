@@ -217,7 +217,7 @@ class E2C(FlowMethod):
         if self.select == "all" or len(plans) == 1:
             return [(plan, plan.count) for plan in plans], [], Usage()
         if self.select == "judge":
-            row = yield from self._judge(stage, job, plans)
+            row = yield from self._judge(stage, job, sorted(plans, key=lambda plan: -plan.count))
             copy = row.trace(stage.method).answer_text.strip()
             best = argbest([similarity(plan.text, copy) for plan in plans])
             return [(plans[best or 0], 1)], [row], Usage()
@@ -239,9 +239,12 @@ class E2C(FlowMethod):
         return vectors, Usage(helper=tokens, flops=2.0 * encoder.parameters * tokens)
 
     def _judge(self, stage: Stage, job: Job, plans: Sequence[Plan]) -> Steps[Row]:
-        listed = "\n\n".join(f"Plan {i}:\n{plan.text}" for i, plan in enumerate(plans, 1))
-        prompt, prefix = without_thinking(stage.model, asking(job, JUDGE_PROMPT, plans=listed))
-        room = JUDGE_ROOM + max(len(plan.row.ids) for plan in plans)
+        for count in range(len(plans), 0, -1):  # the most frequent plans come first; those beyond the context go unseen
+            listed = "\n\n".join(f"Plan {i}:\n{plan.text}" for i, plan in enumerate(plans[:count], 1))
+            prompt, prefix = without_thinking(stage.model, asking(job, JUDGE_PROMPT, plans=listed))
+            room = JUDGE_ROOM + max(len(plan.row.ids) for plan in plans[:count])
+            if len(stage.model.encode_prompt(prompt)) + room < stage.model.context_length:
+                break
         (row,) = yield [Call(prompt, settings=_aside(stage.settings, room, 0.0), prefix=prefix)]
         return row
 

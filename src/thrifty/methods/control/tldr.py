@@ -71,11 +71,13 @@ class _ScaleStop(Controller):
         due = [i for i, row in enumerate(rows) if self._due(row)]
         if not due:
             return logits
-        method, places = self.method, torch.tensor(due, device=logits.device)
-        scaled = scale_stop(logits[places], self.stop, method.mode, method.temperature, method.bias)
-        if method.mode == "shifted":
-            scaled[:, self.stop] += DRAWN * self._drawn([rows[i] for i in due], scaled)[:, None]
-        return logits.index_copy(0, places, scaled)
+        method, everyone = self.method, len(due) == len(rows)
+        some = logits if everyone else logits[due]
+        scaled = scale_stop(some, self.stop, method.mode, method.temperature, method.bias)
+        steered = rows if everyone else [rows[i] for i in due]
+        if method.mode == "shifted" and any(row.settings.temperature == 0 for row in steered):
+            scaled[:, self.stop] += DRAWN * self._drawn(steered, scaled)[:, None]
+        return scaled if everyone else logits.index_copy(0, torch.tensor(due, device=logits.device), scaled)
 
     def _drawn(self, rows: Sequence[Row], scaled: Tensor) -> Tensor:
         """Tell which greedy rows stop now: 1 or 0, ``(rows,)``."""
