@@ -126,6 +126,36 @@ class Scratch:
         assert total is not None
         return total
 
+    def digit_sum(self, number: int) -> int:
+        """Write the digits of ``number`` added up, and again those of the sum wherever it has two."""
+        if number < 10:
+            return number
+        self.write(f"{number}: ")
+        total, rest = number, ""
+        while total > 9 or rest:
+            if total > 9:
+                total, rest = int(str(total)[0]), str(total)[1:] + rest
+            self.write(f"{total}+{rest[0]}=")
+            total, rest = self.result(total + int(rest[0])), rest[1:]
+            self.write(", " if total > 9 or rest else "\n")
+        return total
+
+    def fits_by_nines(self, expected: int, claim: str) -> bool:
+        """Write whether the digit sum of a claimed whole number fits the one expected; 0 and 9 are the same.
+
+        Args:
+            expected: from 0 to 9.
+            claim: in digits, a minus before them or not.
+        """
+        found = self.digit_sum(abs(int(claim)))
+        if claim.startswith("-"):
+            self.write(f"9-{found}=")
+            found = self.result(9 - found)
+            self.write("\n")
+        fits = expected % 9 == found % 9
+        self.write(f"{expected} and {found}: {'fits' if fits else 'does not fit'}\n")
+        return fits
+
     def divide(self, a: int, b: int) -> int:
         """Write ``a / b`` (``b`` positive) as long division and return the quotient, dropping the remainder.
 

@@ -85,7 +85,7 @@ def _reflected(lesson: Lesson, rng: random.Random, slip_rate: float) -> tuple[li
     agreed = False
     # after two checks an end is likelier than anything else, or greedy decoding would reflect for ever
     for _ in range(rng.choices([1, 2, 3], weights=[4, 5, 1])[0]):
-        check = rng.choice(lesson.checks) if lesson.checks and rng.random() < 0.5 else None
+        check = rng.choice(lesson.checks) if lesson.checks and rng.random() < 0.7 else None
         if check:
             name, results = check[0], {value}
             working, fits = _checked(check[1], value, rng)

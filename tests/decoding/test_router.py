@@ -115,16 +115,13 @@ def test_it_learns_from_tokens_and_logits(classes: int, fitted: dict[int, Router
 
 def test_the_training_is_a_function_of_its_seed(toy: TorchModel) -> None:
     train, validation, make = planted(toy, 200, 1), planted(toy, 60, 2), partial(Router, D, 8, 1, K)
-    before = torch.rand(1)
-    torch.manual_seed(7)
     found = []
     for seed in (0, 0, 1):
         training = RouterTraining(learning_rate=1e-3, batch_size=64, epochs=2, seed=seed)
         found.append(divergence(fit_router(make, toy, train, validation, training), toy, validation))
-        torch.rand(1)  # the state of the global generator is not what decides
+        torch.rand(1)  # the state of the global generator decides nothing
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
-    assert before is not None
 
 
 def test_without_tokens_there_is_nothing_to_train(toy: TorchModel) -> None:

@@ -105,7 +105,7 @@ def test_another_thread_attends_fully_meanwhile(toy: TorchModel) -> None:
         found.append(session.logits)
 
     lengths = torch.tensor([1])
-    with attending(toy.network, Broken(), Reading(plain.cache, lengths, [1], lengths, newest=True)):
+    with attending(toy.network, Broken(), Reading(plain.cache, lengths, [1], lengths, 1, newest=True)):
         thread = threading.Thread(target=beside)
         thread.start()
         thread.join()

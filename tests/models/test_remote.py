@@ -694,6 +694,9 @@ def test_closing_cancels_what_is_in_flight(server: Scripted, connect: Callable[.
     drawn: list[int] = []
     traces = connect().respond(problems(drawn), Settings(batch_size=3))
     assert next(traces).text == "5"
+    deadline = time.monotonic() + 10
+    while len(server.posts) < 3 and time.monotonic() < deadline:  # the rest of the batch is on its way
+        time.sleep(0.01)
     traces.close()
     asked = len(server.posts)
     for _ in range(asked - 1):

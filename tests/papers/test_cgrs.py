@@ -178,5 +178,5 @@ def test_a_calibration_is_used_only_with_what_it_was_made_with(
 
 
 def test_probes_that_are_all_alike_calibrate_nothing(toy: TorchModel) -> None:
-    with pytest.raises(ThriftyError, match="0 of 0 probed answers are right"):
+    with pytest.raises(ThriftyError, match=r"0 of \d+ probed answers are right"):
         CGRS.tune(tuning(toy, "mix", 10))

@@ -164,7 +164,7 @@ def test_lead_tokens_of_the_card(small_toy: TorchModel, toy: TorchModel) -> None
 
 def test_operations_count_what_was_read(small_toy: TorchModel, toy: TorchModel) -> None:
     _, told = turns(small_toy, toy, FoReaL(n=3), sentences(toy, [7, 4, 2]))
-    # the leader's last word is the last but no one's: it has read all that the draft wrote, the draft what it wrote
+    # before its last token the leader has read all that the draft wrote, and the draft reads whatever the leader wrote
     _, full = theoretical_flops((8, 5), (5, 8), toy.parameters, small_toy.parameters)
     assert told["theoretical_flops"]["full"] == full
     _, told = turns(small_toy, toy, FoReaL(p=0.0), sentences(toy, [7, 4, 2]))

@@ -59,7 +59,7 @@ def test_the_first_sample_above_the_threshold_ends_the_sampling(toy: TorchModel)
     """A threshold among the scores of all samples must take the first of them above it, as drawn."""
     full = solve(toy, NEVER)
     scores = {key: [note["net"] for note in noted(trace)["signals"]] for key, trace in full.items()}
-    tau = sorted(s for row in scores.values() for s in row if s is not None)[6]
+    tau = min(row[0] for row in scores.values())  # the others are accepted at once
     drawn = []
     for key, trace in solve(toy, f"latent-trajectory(window=8,threshold={tau!r})").items():
         events = noted(trace)

@@ -70,16 +70,16 @@ def test_gumbel_top_k_draws_without_replacement() -> None:
 
 def test_nothing_is_lost_whatever_is_drafted() -> None:
     n = 20_000
-    found: Counter[int] = Counter()
-    accepted = 0
+    found: Counter[tuple[int, int]] = Counter()
     for key, order in enumerate(drawn_order(np.tile(Q, (n, 1)), draws(n, 3))[:, :2].tolist()):
-        token = choose_drafted(P, order, {0: 0.6, 1: 0.4}, key, 0)
-        found[token] += 1
-        accepted += token in order
-    assert sum((found[x] - n * float(P[x])) ** 2 / (n * float(P[x])) for x in range(3)) < 18.4  # likewise
-    # order (0, 1): 0 with .8333; order (1, 0): 1 with .75; else token 2
-    assert 0.6 * 0.8333 + 0.4 * 0.75 == pytest.approx(0.8, abs=1e-4)
-    assert accepted / n == pytest.approx(0.8, abs=0.015)
+        found[order[0], choose_drafted(P, order, {0: 0.6, 1: 0.4}, key, 0)] += 1
+    tokens = [found[0, x] + found[1, x] for x in range(3)]
+    assert sum((tokens[x] - n * float(P[x])) ** 2 / (n * float(P[x])) for x in range(3)) < 18.4  # likewise
+    # behind 0, drawn first, stands it with .8333, else token 2; behind 1 it with .75, else token 2
+    first = [sum(found[order, x] for x in range(3)) for order in (0, 1)]
+    assert found[0, 0] / first[0] == pytest.approx(0.8333, abs=0.015)
+    assert found[1, 1] / first[1] == pytest.approx(0.75, abs=0.02)
+    assert found[0, 1] == found[1, 0] == 0
 
 
 def test_a_stochastic_draft_is_accepted_more_often_than_a_deterministic_one() -> None:
@@ -154,43 +154,46 @@ def test_the_batch_changes_no_token(pebble64: TorchModel, samples: int) -> None:
     assert told(one)["accepted"] > 0
 
 
-def test_what_rejection_samples_is_distributed_as_without(toy: TorchModel) -> None:
-    """Exactly: the probability of every response of up to four tokens is worked out from the model itself."""
-    settings = Settings(
-        max_tokens=4, temperature=1.5, top_k=3, batch_size=64, answer_reserve=0, loop_stop=False, seed=3
-    )
-    problem = Problem.ask("What is 1 + 1?")
-    n = 3000
-    prompt = toy.encode_prompt(toy.render(problem.messages))
-    sampler = Sampler.of([settings], toy.device)
-    expected: dict[tuple[int, ...], float] = {(): 1.0}
+def likely_responses(model: TorchModel, prompt: list[int], settings: Settings) -> dict[tuple[int, ...], float]:
+    """Return every response of a few tokens with its probability, worked out from the model itself."""
+    sampler = Sampler.of([settings], model.device)
+    paths: dict[tuple[int, ...], float] = {(): 1.0}
     for _ in range(settings.max_tokens):
         grown: dict[tuple[int, ...], float] = {}
-        for path, chance in expected.items():
-            if path and path[-1] in toy.eos_ids:
+        for path, chance in paths.items():
+            if path and path[-1] in model.eos_ids:
                 grown[path] = chance
                 continue
-            session = Session(toy)
+            session = Session(model)
             session.add([[*prompt, *path]])
             for token, p in enumerate(sampler.probabilities(session.logits)[0].tolist()):
                 if p > 0:
                     grown[(*path, token)] = chance * p
-        expected = grown
-    drafter = TreeDrafter(STAND(verification="rejection", nodes=6, minimum=0.0))
-    plan = Plan(toy.render(problem.messages), drafter=drafter)
-    rows = list(decode_rows(toy, ((job, plan) for job in jobs_for([problem], n)), settings))
+        paths = grown
+    return paths
+
+
+def test_what_rejection_samples_is_distributed_as_without(toy: TorchModel) -> None:
+    settings = Settings(
+        max_tokens=4, temperature=1.5, top_k=3, batch_size=64, answer_reserve=0, loop_stop=False, seed=3
+    )
+    problems = [Problem.ask("What is 1 + 1?", id="sum"), Problem.ask("Sort: 3, 1, 2", id="order")]
+    # one table of single tokens for two questions is often wrong about both, which is when the rule matters
+    drafter = TreeDrafter(STAND(verification="rejection", share="run", orders=(1,), nodes=6, minimum=0.0))
+    n = 2500
+    plans = ((job, Plan(toy.render(job.problem.messages), drafter=drafter)) for job in jobs_for(problems, n))
+    rows = list(decode_rows(toy, plans, settings))
     counts = sum((Counter(row.events["stand"]) for row in rows), Counter[str]())
-    assert counts["accepted"] > n / 2, "most of what was written was drafted"
-    found = Counter(tuple(row.ids) for row in rows)
-    assert set(found) <= set(expected)
-    common = {path: n * p for path, p in expected.items() if n * p >= 8}
-    rare = n - sum(common.values())
-    chi_square = sum((found[path] - wanted) ** 2 / wanted for path, wanted in common.items())
-    if rare >= 8:
-        chi_square += (n - sum(found[path] for path in common) - rare) ** 2 / rare
-    assert len(common) >= 8
-    # mean and deviation of chi-square are its degrees of freedom k and sqrt(2 k)
-    assert chi_square < len(common) + 4.5 * (2 * len(common)) ** 0.5
+    assert n / 4 < counts["accepted"] < 0.7 * counts["drafted"], "both happens, acceptance and rejection"
+    for problem in problems:
+        found = Counter(tuple(row.ids) for row in rows if row.job.problem is problem)
+        expected = likely_responses(toy, toy.encode_prompt(toy.render(problem.messages)), settings)
+        assert set(found) <= set(expected)
+        common = {path: n * p for path, p in expected.items() if n * p >= 8}
+        chi_square = sum((found[path] - wanted) ** 2 / wanted for path, wanted in common.items())
+        assert len(common) >= 8
+        # mean and deviation of chi-square are its degrees of freedom k and sqrt(2 k)
+        assert chi_square < len(common) + 4.5 * (2 * len(common)) ** 0.5, problem.id
 
 
 # -- Fewer passes ------------------------------------------------------------------------------------------------

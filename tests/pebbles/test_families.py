@@ -19,7 +19,16 @@ from thrifty.tasks.mix import LEVELS
 from thrifty.tasks.reasoning_gym import ReasoningGymTask
 
 LESSONS = [(family, level) for level, families in LEVELS.items() for family in families]
-WITH_CHECKS = ["gcd", "knights_knaves", "letter_counting", "number_sorting", "products", "simple_equations"]
+WITH_CHECKS = [
+    "chain_sum",
+    "gcd",
+    "knights_knaves",
+    "leg_counting",
+    "letter_counting",
+    "number_sorting",
+    "products",
+    "simple_equations",
+]
 every = pytest.mark.parametrize(("family", "level"), LESSONS)
 
 

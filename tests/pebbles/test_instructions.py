@@ -53,7 +53,8 @@ def test_after_a_hint_the_thinking_is_soon_closed() -> None:
         (at,) = marks
         assert pieces[at] == ("-<|user|>make answer concise!<|end|>-", False)
         rest = text_of(pieces[at + 1 :])
-        assert rest.split(THINK_CLOSE)[0].count("\n\n") <= 1
+        rest = rest.split(THINK_CLOSE)[0]
+        assert rest.count("\n\n") <= 1 + rest.count("once more")  # what is in doubt is settled first
 
 
 def test_thoughts_come_from_outside_and_the_answer_works_them_out() -> None:

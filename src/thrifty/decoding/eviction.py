@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from thrifty.models.attention import AttentionPolicy, Reading, attention_probabilities
+from thrifty.models.attention import AttentionPolicy, Reading, attention_probabilities, weighted
 
 QUERY_BLOCK = 64
 """Tokens of a prompt whose attention is looked at together, so that memory does not grow with its square."""
@@ -77,7 +77,8 @@ class Eviction(AttentionPolicy):
 class WatchingEviction(Eviction):
     """Eviction by what tokens have attended to. Probabilities are of the entries that are still stored.
 
-    Fused attention does not tell them, so that they are computed beside it, which reads the keys once more.
+    Fused attention does not tell them. At a step of decoding they give the output too; for prompts and drafts they
+    are computed beside it.
     """
 
     prompts: bool = False
@@ -91,18 +92,28 @@ class WatchingEviction(Eviction):
         """Return one attention for each key-value head of those of its query heads, in dimension 2."""
         raise NotImplementedError
 
+    def attend(
+        self, reading: Reading, layer: int, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scaling: float
+    ) -> Tensor | None:
+        """Attend to everything; see `AttentionPolicy.attend`."""
+        if reading.time > 1:
+            return None
+        reading.scratch = attention_probabilities(query, keys, mask, scaling)
+        return weighted(reading.scratch[:, :, :, 0], values)
+
     def observe(self, reading: Reading, layer: int, query: Tensor, keys: Tensor, mask: Tensor, scaling: float) -> None:
         """Update the marks of all entries; see `AttentionPolicy.observe`."""
         marks = reading.cache.layers[layer].seen_marks()
         if not reading.newest:
             self._read_prompt(reading, marks, query, keys, mask, scaling)
             return
-        attention = self.grouped(attention_probabilities(query, keys, mask, scaling))
+        alone = reading.time == 1
+        attention = self.grouped(reading.scratch if alone else attention_probabilities(query, keys, mask, scaling))
         updated = self.updated(marks, attention[:, :, 0], reading.steps)
         if reading.counts is not None:
             updated = torch.where((reading.counts > 0)[:, None, None, None], updated, marks)
         marks.copy_(updated)
-        if query.shape[2] > 1:
+        if not alone:
             reading.seen[layer] = attention
 
     def _read_prompt(

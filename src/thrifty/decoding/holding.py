@@ -130,7 +130,7 @@ class Holdings:
             if policy.watches(newest, self.frozen):
                 held = [length + 1 for length in stored]
                 seen = {} if seen is None else seen
-                reading = Reading(self.cache, lengths + 1, held, steps, newest, counts, seen)
+                reading = Reading(self.cache, lengths + 1, held, steps, time, newest, counts, seen)
                 watched = attending(self.model.network, policy, reading)
         self.cache.aim(first, lengths, time, longest, min(stored) == longest, evicted, marks)
         return watched

@@ -35,6 +35,7 @@ class Reading:
         lengths: entries that each row holds, its first new one included, int64 ``(rows,)``.
         stored: the same as plain numbers.
         steps: number of the first new token among those of the response, from 1; int64 ``(rows,)``.
+        time: new tokens of each row, padding counted.
         newest: whether the first new token of each row is its newest one, as it is at every step of decoding; what
             stands behind it are drafts. Else the new tokens are a prompt, or a text that was put in.
         counts: new tokens of each row, int64 ``(rows,)``; None for as many as there are in the pass. Behind them
@@ -47,6 +48,7 @@ class Reading:
     lengths: Tensor
     stored: Sequence[int]
     steps: Tensor
+    time: int
     newest: bool
     counts: Tensor | None = None
     seen: dict[int, Tensor] = field(default_factory=dict)
@@ -177,6 +179,16 @@ def attention_probabilities(query: Tensor, keys: Tensor, mask: Tensor, scaling: 
     logits = logits.view(rows, groups, heads // groups, time, columns) * scaling
     dtype = torch.promote_types(logits.dtype, torch.float32)
     return torch.softmax(logits.masked_fill(~mask[:, :, None], -torch.inf), dim=-1, dtype=dtype)
+
+
+def weighted(probabilities: Tensor, values: Tensor) -> Tensor:
+    """Return the output of attention for one token of each row ``(rows, heads, 1, head_dim)``.
+
+    Args:
+        probabilities: ``(rows, kv heads, heads of a group, columns)``.
+        values: ``(rows, kv heads, columns, head_dim)``.
+    """
+    return (probabilities.to(values.dtype) @ values).flatten(1, 2)[:, :, None]
 
 
 def require_hook(model: TorchModel, method: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,4 +43,4 @@ def test_the_best_nodes_bring_along_what_leads_to_them() -> None:
     counts = {(0,): 5, (0, 0): 2, (1,): 9, (1, 0): 8, (1, 0, 0): 7}
     nodes = best_nodes(lambda path: counts.get(path, 0), 10)
     assert nodes == [(0,), (1,), (1, 0), (1, 0, 0), (0, 0)]  # the first sibling stands before the better second
-    assert best_nodes(lambda path: 0.0, 10) == []
+    assert best_nodes(Counter[Path]().__getitem__, 10) == []

@@ -18,7 +18,7 @@ from thrifty.decoding.sampling import uniforms
 from thrifty.errors import ThriftyError
 from thrifty.methods.shared.attention import AttentionMethod, Watched
 from thrifty.methods.tuning import Tuning
-from thrifty.models.attention import AttentionPolicy, Reading, attention_probabilities
+from thrifty.models.attention import AttentionPolicy, Reading, attention_probabilities, weighted
 from thrifty.models.base import Model
 from thrifty.models.cache import COLUMN_STEP
 from thrifty.models.torch import TorchModel
@@ -173,7 +173,7 @@ class _DeltaPolicy(AttentionPolicy):
             probabilities = attention_probabilities(query, keys, mask, scaling)[:, :, :, 0]
             scores = page_scores(token_scores(probabilities.flatten(1, 2)), self.size)
             self._choose(reading, choice, scores, query.dtype)
-            return (probabilities.to(values.dtype) @ values).flatten(1, 2)[:, :, None]
+            return weighted(probabilities, values)
         some_keys, some_values = reading.cache.layers[layer].pages(choice.index, self.size)
         grouped = query.reshape(len(query), keys.shape[1], -1, query.shape[3])  # query heads share what they attend to
         found = scaled_dot_product_attention(grouped, some_keys, some_values, attn_mask=choice.bias, scale=scaling)
@@ -236,7 +236,8 @@ class Delta(AttentionMethod):
     At every step a Δ-layer scores each token by the largest probability that any of its query heads gives it, and each
     page by the sum of its tokens. The sparse layers up to the next Δ-layer read the keys and values of the last
     pages and of those with the highest scores. Nothing is evicted: what is passed over now may be chosen later.
-    Prompts, and drafts behind a row's newest token, attend to everything.
+    Prompts, and drafts behind a row's newest token, attend to everything. FLOPs are counted as of full attention;
+    traces tell the attended tokens.
 
     Source: DELTA: Dynamic Layer-Aware Token Attention for Efficient Long-Context Reasoning, arXiv 2510.09883;
     card ``delta``. Follows the release: roles, scores, selection, defaults. Reconstruction: Δ-layers without a

@@ -128,7 +128,8 @@ class LazyEviction(AttentionMethod):
     Attention to a token comes in waves. For each entry of each layer and key-value head the last step TS at which it
     got alpha or more is kept, and the longest gap MRI between two such steps. An eviction scores an entry by
     H1 = 2 sigmoid(-(t - TS) / MRI), whether it is still expected back, plus H2, which favours frequent recurrence.
-    Between evictions the cache grows to budget + W entries, with two numbers beside each.
+    Between evictions the cache grows to budget + W entries, with two numbers beside each. FLOPs are counted as of full
+    attention; traces tell the attended tokens and what was held.
 
     Source: LazyEviction: Lagged KV Eviction with Attention Pattern Observation for Efficient Long Reasoning,
     arXiv 2506.15969; card ``lazyeviction``. Follows the paper. Reconstruction: one set of entries for each

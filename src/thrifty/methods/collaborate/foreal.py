@@ -22,7 +22,7 @@ from thrifty.models.torch import TorchModel
 from thrifty.traces.segments import sentences, spans_to_tokens
 from thrifty.traces.trace import Phase
 
-STREAM = 8
+STREAM = 13
 """Of the random numbers that decide which sentences are led."""
 
 

@@ -41,7 +41,7 @@ from thrifty.models.base import Model
 from thrifty.models.torch import TorchModel
 from thrifty.traces.trace import Trace
 
-STREAM = 7
+STREAM = 12
 """Of the random numbers that decide who writes a token."""
 THRESHOLDS = {"entropy": 0.45, "log-u": 2.275}
 STRATEGIES = ("router", *THRESHOLDS, "random")

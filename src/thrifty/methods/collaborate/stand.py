@@ -18,7 +18,7 @@ from thrifty.decoding.artefact import Artefact, identity
 from thrifty.decoding.controller import Drafter
 from thrifty.decoding.draft import Draft
 from thrifty.decoding.row import Row
-from thrifty.decoding.sampling import uniforms
+from thrifty.decoding.sampling import Keys, uniforms
 from thrifty.errors import ThriftyError, UnknownName
 from thrifty.methods.base import Method
 from thrifty.methods.shared.candidates import sampling
@@ -95,7 +95,7 @@ class _Dice:
         self._keys = np.array([row.key for row in rows], dtype=np.uint64)[:, None]
         self._written = np.array([len(row.ids) for row in rows], dtype=np.uint64)[:, None]
         # a token is sampled with the number of its place in the response
-        ahead = self._written + np.arange(depth, dtype=np.uint64)
+        ahead: Keys = np.add(self._written, np.arange(depth, dtype=np.uint64), dtype=np.uint64)
         self._draws = uniforms(np.broadcast_to(self._keys, ahead.shape), ahead)
 
     def foreseen(
@@ -122,8 +122,8 @@ class _Dice:
             nodes: of their trees, behind which they do ``(n,)``.
             q: probabilities of the tokens that may follow ``(n, WIDTH)``.
         """
-        places = nodes.astype(np.uint64)[:, None] * np.uint64(16) + np.arange(WIDTH, dtype=np.uint64)
-        counters = (self._written[index] << np.uint64(20)) + places
+        places = nodes[:, None] * 16 + np.arange(WIDTH)
+        counters: Keys = (self._written[index] << np.uint64(20)) + places.astype(np.uint64)
         drawn = drawn_order(q, uniforms(np.broadcast_to(self._keys[index], counters.shape), counters, STREAM))
         return np.where(self.sampled[index][:, None], drawn, np.arange(WIDTH))
 
@@ -338,7 +338,7 @@ class _CountingDrafter(TreeDrafter):
         progress = row.state.get(self)
         if progress is not None and progress.draft:
             self.drafts += 1
-            node, path = -1, ()
+            node, path = -1, Path()
             for token in row.ids[progress.written : progress.written + accepted]:
                 siblings = progress.draft.children.get(node, {})
                 if token not in siblings:

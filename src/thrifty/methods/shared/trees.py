@@ -29,13 +29,13 @@ def best_nodes(value: Callable[[Path], float], count: int) -> list[Path]:
         count: nodes at the most.
     """
     chosen: list[Path] = []
-    heap = [(-value((0,)), (0,))]
+    heap: list[tuple[float, Path]] = [(-value((0,)), (0,))]
     while heap and len(chosen) < count:
         worth, path = heapq.heappop(heap)
         if not worth:
             continue
         chosen.append(path)
-        following = [(*path, 0)] + [(*path[:-1], path[-1] + 1)] * (path[-1] + 1 < WIDEST)
+        following: list[Path] = [(*path, 0)] + [(*path[:-1], path[-1] + 1)] * (path[-1] + 1 < WIDEST)
         for node in following:
             heapq.heappush(heap, (-value(node), node))
     return chosen
