@@ -89,7 +89,8 @@ def main() -> None:
         found["same_responses"] = sum(plain[key] == text for key, text in mine.items())
         result["configurations"][name] = found
         print(
-            f"{name:<28}{found['tokens']:>8.0f} tokens {found['passes']:>7.0f} passes ({found['fewer_passes']:.2f}x fewer) "
+            f"{name:<28}{found['tokens']:>8.0f} tokens {found['passes']:>7.0f} passes "
+            f"({found['fewer_passes']:.2f}x fewer) "
             f"{found['tokens_per_pass']:.2f} a pass  {found['cpu_seconds']:.1f} s CPU ({found['less_cpu']:.2f}x) "
             f"{found['wall_seconds']:.1f} s wall ({found['less_wall']:.2f}x)  "
             f"{found['same_responses']} of {len(mine)} the same"

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from thrifty.decoding.controller import Batch, Controller
 from thrifty.decoding.batch import DecodeBatch
+from thrifty.decoding.controller import Batch, Controller
 from thrifty.decoding.row import Row
 from thrifty.decoding.session import Session
 from thrifty.models.base import Job, Settings

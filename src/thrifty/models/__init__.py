@@ -19,8 +19,8 @@ def load_model(name: str, *, device: str | None = None, dtype: str | None = None
     """Load a model.
 
     Args:
-        name: ``pebble``, ``pebble-small``, a folder, a ``.gguf`` file, a hub id, ``http://HOST:PORT/v1#MODEL``, or ``replay:FILE`` for
-            recorded traces (`thrifty.models.replay`).
+        name: ``pebble``, ``pebble-small``, a folder, a ``.gguf`` file, a hub id, ``http://HOST:PORT/v1#MODEL``, or
+            ``replay:FILE`` for recorded traces (`thrifty.models.replay`).
         device: for local models, such as ``cuda``; None for CUDA where there is one.
         dtype: for local models, such as ``float64``; None for the usual.
         think: name of the think format, or its two markers with a comma; None to detect it.
