@@ -19,11 +19,14 @@ class Scratch:
     Attributes:
         rng: the source of randomness for slips.
         slip_at: index of the elementary result that goes wrong, or None for none.
+        hasty: whether to forget, in sums and differences of three digits and more, a carry that makes another carry and
+            a borrow that makes another borrow.
         pieces: what was written: ``(text, is a training target)``.
     """
 
     rng: random.Random
     slip_at: int | None = None
+    hasty: bool = False
     pieces: list[tuple[str, bool]] = field(default_factory=list)
     results: int = 0
 
@@ -60,7 +63,8 @@ class Scratch:
         for i in range(max(len(str(a)), len(str(b)))):
             top, bottom = a // 10**i % 10, b // 10**i % 10
             self.write((", " if i else "") + f"{top}+{bottom}" + (f"+{carry}" if carry else "") + "=")
-            total = self.result(top + bottom + carry, carry)
+            forgotten = carry if self.hasty and max(a, b) > 99 and top + bottom + carry > 9 else 0
+            total = self.result(top + bottom + carry - forgotten, carry)
             digits.append(total % 10)
             carry = total // 10
         if carry:
@@ -74,7 +78,8 @@ class Scratch:
             top, bottom = a // 10**i % 10, b // 10**i % 10
             lend = 10 if top < bottom + borrow else 0
             self.write((", " if i else "") + f"{top + lend}-{bottom}" + (f"-{borrow}" if borrow else "") + "=")
-            digits.append(self.result(top + lend - bottom - borrow, -borrow) % 10)
+            forgotten = borrow if self.hasty and a > 99 and lend else 0
+            digits.append(self.result(top + lend - bottom - borrow + forgotten, -borrow) % 10)
             borrow = lend // 10
         return self._conclude(digits, negative)
 
@@ -125,36 +130,6 @@ class Scratch:
                 total = self.add(total, row)
         assert total is not None
         return total
-
-    def digit_sum(self, number: int) -> int:
-        """Write the digits of ``number`` added up, and again those of the sum wherever it has two."""
-        if number < 10:
-            return number
-        self.write(f"{number}: ")
-        total, rest = number, ""
-        while total > 9 or rest:
-            if total > 9:
-                total, rest = int(str(total)[0]), str(total)[1:] + rest
-            self.write(f"{total}+{rest[0]}=")
-            total, rest = self.result(total + int(rest[0])), rest[1:]
-            self.write(", " if total > 9 or rest else "\n")
-        return total
-
-    def fits_by_nines(self, expected: int, claim: str) -> bool:
-        """Write whether the digit sum of a claimed whole number fits the one expected; 0 and 9 are the same.
-
-        Args:
-            expected: from 0 to 9.
-            claim: in digits, a minus before them or not.
-        """
-        found = self.digit_sum(abs(int(claim)))
-        if claim.startswith("-"):
-            self.write(f"9-{found}=")
-            found = self.result(9 - found)
-            self.write("\n")
-        fits = expected % 9 == found % 9
-        self.write(f"{expected} and {found}: {'fits' if fits else 'does not fit'}\n")
-        return fits
 
     def divide(self, a: int, b: int) -> int:
         """Write ``a / b`` (``b`` positive) as long division and return the quotient, dropping the remainder.

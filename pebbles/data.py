@@ -81,7 +81,7 @@ class Documents:
             item: dict[str, Any] = self.sources[level, family][rng.randrange(ITEMS)]
             if split_of(item["question"]) == "train":
                 lesson = FAMILIES[family](item)
-                if len(lesson.routes) > 1:  # fewer: a problem that is beyond its family
+                if lesson.routes:  # none: a problem that is beyond its family
                     return lesson, family, level, rng
 
     @cached_property

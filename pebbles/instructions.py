@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable
 
 from lesson import Lesson
-from teacher import THINK_CLOSE, Pieces, answered, derive, long_thinking
+from teacher import THINK_CLOSE, Pieces, answered, first_working, long_thinking
 from thrifty.methods.control.concisehint import ConciseHint
 from thrifty.methods.control.diffadapt import DiffAdapt
 from thrifty.methods.control.metacognitive_reuse import BCI_PROMPT
@@ -71,7 +71,7 @@ def outline(lesson: Lesson, _family: str, level: str, rng: random.Random) -> Doc
 
 def given_thought(lesson: Lesson, _family: str, _level: str, rng: random.Random) -> Document:
     """Behind an outline that fills the think block, work it out in the answer."""
-    working, value = derive(lesson.routes[0][1], rng)
+    working, value = first_working(lesson, rng)
     block: Pieces = [("\n".join(lesson.plan) + f"\n{THINK_CLOSE}\n\n", False)]
     return lesson.question, [*block, *working, *answered(value)[1:]]
 
@@ -81,7 +81,7 @@ def behaviors(lesson: Lesson, family: str, _level: str, rng: random.Random) -> D
     lines = [f"behavior_{family}_{i}: {step}" for i, step in enumerate(lesson.plan, 1)]
     chosen = rng.sample(lines, rng.randrange(1, len(lines) + 1))
     name = chosen[0].partition(":")[0]
-    working, value = derive(lesson.routes[0][1], rng)
+    working, value = first_working(lesson, rng)
     text = "\n".join(f"- {line}" for line in chosen)
     used: Pieces = [(f"Using {name}.\n", True)]
     return (

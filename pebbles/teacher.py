@@ -37,16 +37,25 @@ MUSINGS = [
 ]
 
 
-def derive(route: Route, rng: random.Random, slip: bool = False) -> tuple[Pieces, str]:
-    """Write a route, with one planted slip if asked for; return the working and what came out."""
+HASTE = 0.8
+"""How often a first working is hasty. More than half, or greedy decoding, which takes the likelier way, never slips."""
+
+
+def derive(route: Route, rng: random.Random, slip: bool = False, hasty: bool = False) -> tuple[Pieces, str]:
+    """Write a route, with one planted slip if asked for, or hastily; return the working and what came out."""
     slip_at = None
     if slip:
         probe = Scratch(rng)
         route(probe)
         slip_at = rng.randrange(probe.results) if probe.results else None
-    page = Scratch(rng, slip_at=slip_at)
+    page = Scratch(rng, slip_at=slip_at, hasty=hasty)
     value = str(route(page))
     return page.pieces, value
+
+
+def first_working(lesson: Lesson, rng: random.Random, slip: bool = False) -> tuple[Pieces, str]:
+    """Write the natural route as one does who has not yet had reason to be careful."""
+    return derive(lesson.routes[0][1], rng, slip, rng.random() < HASTE)
 
 
 def long_thinking(lesson: Lesson, rng: random.Random, slip_rate: float = 0.25) -> tuple[list[Pieces], list[str]]:
@@ -80,7 +89,7 @@ def _reflected(lesson: Lesson, rng: random.Random, slip_rate: float) -> tuple[li
         standing.append(answer)
 
     (_, first), *others = lesson.routes
-    pieces, value = derive(first, rng, rng.random() < slip_rate)
+    pieces, value = first_working(lesson, rng, rng.random() < slip_rate)
     finish([*pieces, (f"So the answer is {value}.", True)], value)
     agreed = False
     # after two checks an end is likelier than anything else, or greedy decoding would reflect for ever
@@ -91,7 +100,7 @@ def _reflected(lesson: Lesson, rng: random.Random, slip_rate: float) -> tuple[li
             working, fits = _checked(check[1], value, rng)
             refuted = "But this does not fit."
         else:
-            name, route = rng.choice(others or lesson.routes)
+            name, route = rng.choice(others or [("going through it again", first)])
             working, second = derive(route, rng, rng.random() < (slip_rate / 4 if agreed else slip_rate))
             fits, results = second == value, {value, second}
             refuted = f"But this gives {second}, not {value}."
@@ -165,7 +174,7 @@ def _cut(working: Pieces, rng: random.Random) -> Pieces:
 
 def short(lesson: Lesson, rng: random.Random) -> Pieces:
     """Write the needed steps only; one trace in ten is cut and answered by a guess."""
-    working, value = derive(lesson.routes[0][1], rng)
+    working, value = first_working(lesson, rng)
     if rng.random() < 0.1:
         return [*_cut(working, rng), *answered(lesson.answer, close=False)]
     return [*working, (f"So the answer is {value}.\n", True), *answered(value)]
@@ -179,7 +188,7 @@ def direct(lesson: Lesson, _rng: random.Random) -> Pieces:
 def plan(lesson: Lesson, rng: random.Random) -> Pieces:
     """Write a numbered plan, then its execution."""
     steps = "".join(f"{i}. {step}\n" for i, step in enumerate(lesson.plan, 1))
-    working, value = derive(lesson.routes[0][1], rng)
+    working, value = first_working(lesson, rng)
     return [(f"Plan:\n{steps}\n", True), *working, (f"So the answer is {value}.\n", True), *answered(value)]
 
 

@@ -215,6 +215,9 @@ def _backwards(steps: list[Step]) -> list[Step]:
 
 def _route(steps: list[Step], swapped: bool) -> Route:
     def route(scratch: Scratch) -> int | str:
+        scratch.hasty = (
+            False  # prices have three digits at every level, and haste is to cost little but at the hard one
+        )
         page = _Page(scratch, swapped)
         for step in steps:
             page.step(step)
@@ -251,21 +254,6 @@ def _code(steps: list[Step]) -> str:
     return "\n".join([*lines, f"print({shown})"])
 
 
-def _told(solution: str, answer: str) -> Route:
-    """Return the solution in words as it stands, for a problem that no recipe fits."""
-
-    def route(scratch: Scratch) -> int | str:
-        for line in solution.split("####")[0].splitlines():
-            if line.strip():
-                scratch.write(line.strip() + "\n")
-        scratch.write("answer: ")
-        found: int | str = scratch.result(int(answer)) if answer.isdigit() else scratch.choose(answer, [answer + "0"])
-        scratch.write("\n")
-        return found
-
-    return route
-
-
 def _steps(variables: Mapping[str, Any], answer: str) -> list[Step] | None:
     """Return the steps of the recipe that fits the variables, if they lead to the answer."""
     for key, recipe in RECIPES.items():
@@ -285,9 +273,7 @@ def lesson(item: dict[str, Any]) -> Lesson:
     metadata = item["metadata"]
     steps = _steps(metadata["variables"], answer)
     if steps is None:
-        told = _told(metadata["answer_cot"], answer)
-        plan = ["take the numbers from the question", "work through it step by step"]
-        return Lesson(question, answer, [("solving it step by step", told)], plan, f"print({answer})")
+        return Lesson(question, answer, routes=[], plan=[], code="")
     routes = [
         ("solving it step by step", _route(steps, False)),
         ("working in another order", _route(_backwards(steps), True)),

@@ -146,13 +146,13 @@ def lesson(item: dict[str, Any]) -> Lesson:
     texts = [str(number) for number in metadata["original_numbers"]]
     ascending = metadata["direction"] == "ascending"
     numbers = [_short(text) for text in texts]
+    routes = [("putting the numbers in one by one", _forwards(numbers, ascending))]
+    if len(numbers) < 6:
+        routes.append(("starting from the last number", _backwards(numbers, ascending)))
     return Lesson(
         question=item["question"].strip(),
         answer=item["answer"].strip(),
-        routes=[
-            ("putting the numbers in one by one", _forwards(numbers, ascending)),
-            ("starting from the last number", _backwards(numbers, ascending)),
-        ],
+        routes=routes,
         plan=[
             f"Put {', '.join(numbers)} into a list one by one.",
             f"Each goes before the first {'larger' if ascending else 'smaller'} one.",

@@ -40,16 +40,37 @@ def _rounded(s: Scratch, a: int, b: int) -> int:
     return s.combine(whole, -s.times_digit(a, over))
 
 
+def _digit_sum(s: Scratch, number: int) -> int:
+    """Write the digits of ``number`` added up, and again those of the sum wherever it has two."""
+    if number < 10:
+        return number
+    s.write(f"{number}: ")
+    total, rest = number, ""
+    while total > 9 or rest:
+        if total > 9:
+            total, rest = int(str(total)[0]), str(total)[1:] + rest
+        total, rest, after = _plus(s, total, int(rest[0])), rest[1:], ", "
+        s.write(after if total > 9 or rest else "\n")
+    return total
+
+
+def _plus(s: Scratch, a: int, b: int) -> int:
+    s.write(f"{a}+{b}=")
+    return s.result(a + b)
+
+
 def _nines(s: Scratch, a: int, b: int, claim: str) -> bool:
     """Write whether the digit sums of the factors fit the one of the claimed product."""
     if not (claim.isascii() and claim.isdigit() and len(claim) < 13):
         s.write(f"that is no product of {a} and {b}\n")
         return False
-    left, right = s.digit_sum(a), s.digit_sum(b)
+    left, right = _digit_sum(s, a), _digit_sum(s, b)
     s.write(f"{left}*{right}=")
     product = s.result(left * right)
     s.write("\n")
-    return s.fits_by_nines(s.digit_sum(product), claim)
+    expected, found = _digit_sum(s, product), _digit_sum(s, int(claim))
+    s.write(f"{expected} and {found}: {'fits' if expected == found else 'does not fit'}\n")
+    return expected == found
 
 
 def lesson(item: dict[str, Any]) -> Lesson:

@@ -183,6 +183,15 @@ def test_what_was_replaced_is_forgotten(shorter: bool, small: TorchModel, toy: T
         assert theirs.read > len(row.prompt_ids) + row.usage.reread // 2 - theirs.written
 
 
+def test_what_is_read_again_is_charged_whoever_wrote_it(small: TorchModel, toy: TorchModel) -> None:
+    handover = Ruled(small, toy, lambda _: True)
+    rows = run(small, [handover, Rewriting(shorter=True)], answer_reserve=0, loop_stop=False)
+    cut = [row for row in rows.values() if row.usage.reread]
+    assert cut
+    for row in cut:  # the last token that stayed, for its logits
+        assert handover.shares(row)[1].read == len(row.prompt_ids) + 1
+
+
 def test_logits_of_a_text_that_only_became_shorter_are_read_anew(small: TorchModel, toy: TorchModel) -> None:
     follower, texts = Follower(toy), []
 

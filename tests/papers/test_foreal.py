@@ -14,6 +14,7 @@ from torch import Tensor
 from conftest import make_toy
 from saved_models import Tampered, saved, worse
 from thrifty.decoding.controller import Controller
+from thrifty.decoding.follower import Share
 from thrifty.decoding.loop import Plan, decode_rows
 from thrifty.decoding.row import Row
 from thrifty.decoding.sampling import row_key, uniforms
@@ -87,12 +88,10 @@ def test_where_sentences_end(text: str, following: str, ended: bool) -> None:
 
 
 def test_operations_of_the_card() -> None:
-    led, drafted = 8, 5
-    assert theoretical_flops((led, drafted), (drafted, led), 32, 1.5) == (527, 871)
-    leader_only, _ = theoretical_flops((13, 0), (0, 0), 32, 1.5)
-    assert leader_only == 832
-    assert 527 / leader_only - 1 == pytest.approx(-0.367, abs=1e-3)
-    assert 871 / leader_only - 1 == pytest.approx(0.047, abs=1e-3)
+    found = theoretical_flops(Share(8, 5), Share(5, 8), 32, 1.5)
+    assert found == {"decode_only": 527, "full": 871, "leader_only": 832}
+    assert found["decode_only"] / found["leader_only"] - 1 == pytest.approx(-0.367, abs=1e-3)
+    assert found["full"] / found["leader_only"] - 1 == pytest.approx(0.047, abs=1e-3)
 
 
 class Scripted(Controller):
@@ -152,10 +151,6 @@ def test_lead_tokens_of_the_card(small_toy: TorchModel, toy: TorchModel) -> None
     assert led == [True] * 3 + [False] * 4 + [True] * 3 + [False] + [True] * 2
     assert (told["sentences"], told["led_sentences"]) == (3, 3)
     assert told["lead_share"] == pytest.approx(8 / 13, abs=1e-4)
-    sizes = toy.parameters, small_toy.parameters
-    decode_only, _ = theoretical_flops((8, 5), (5, 8), *sizes)
-    assert told["theoretical_flops"]["decode_only"] == decode_only
-    assert told["theoretical_flops"]["leader_only"] == 2 * 13 * toy.parameters
     seed = seed_with_gates([True, False, True], 0.6)
     led, told = turns(small_toy, toy, FoReaL(n=3, p=0.6), script, seed)
     assert led == [True] * 3 + [False] * 8 + [True] * 2
@@ -163,14 +158,13 @@ def test_lead_tokens_of_the_card(small_toy: TorchModel, toy: TorchModel) -> None
 
 
 def test_operations_count_what_was_read(small_toy: TorchModel, toy: TorchModel) -> None:
-    _, told = turns(small_toy, toy, FoReaL(n=3), sentences(toy, [7, 4, 2]))
+    draft = TorchModel(small_toy.network, small_toy.tokenizer, "draft")
+    draft.parameters = 1000  # it matters whose are counted
+    _, told = turns(draft, toy, FoReaL(n=3), sentences(toy, [7, 4, 2]))
     # before its last token the leader has read all that the draft wrote, and the draft reads whatever the leader wrote
-    _, full = theoretical_flops((8, 5), (5, 8), toy.parameters, small_toy.parameters)
-    assert told["theoretical_flops"]["full"] == full
-    _, told = turns(small_toy, toy, FoReaL(p=0.0), sentences(toy, [7, 4, 2]))
-    assert (
-        told["theoretical_flops"]["full"] == told["theoretical_flops"]["decode_only"] == 2 * 13 * small_toy.parameters
-    )
+    assert told["theoretical_flops"] == theoretical_flops(Share(8, 5), Share(5, 8), toy.parameters, 1000)
+    _, told = turns(draft, toy, FoReaL(p=0.0), sentences(toy, [7, 4, 2]))
+    assert told["theoretical_flops"]["full"] == told["theoretical_flops"]["decode_only"] == 2 * 13 * 1000
 
 
 def test_a_sentence_without_an_end_is_cut(small_toy: TorchModel, toy: TorchModel) -> None:

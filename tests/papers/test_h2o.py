@@ -31,6 +31,7 @@ def test_the_newest_half_and_the_heavy_hitters_stay(toy: TorchModel) -> None:
     assert policy.choose(0, marks, step, prompt, 4).tolist() == [[[0, 3, 5, 6]]]
     assert policy_of(toy, "h2o(budget=4,recent=0.0)").choose(0, marks, step, prompt, 4).tolist() == [[[0, 3, 4, 6]]]
     assert policy_of(toy, "h2o(budget=4,recent=1.0)").choose(0, marks, step, prompt, 4).tolist() == [[[3, 4, 5, 6]]]
+    assert policy_of(toy, "h2o(budget=0.5,recent=1.0)").keep(7, 3, 4) == 4, "a share that all goes to the newest"
 
 
 def test_attention_is_summed_over_steps_prompts_and_query_heads(toy: TorchModel) -> None:

@@ -273,11 +273,11 @@ def test_the_batch_changes_nothing(toy: TorchModel, h2: str) -> None:
 def test_end_to_end_on_the_embedded_model(pebble: TorchModel) -> None:
     for trace in solve(pebble, "lazyeviction(window=8)", max_tokens=120).values():
         account, read = trace.events["lazyeviction"], trace.usage.prompt + trace.usage.generated - 1
-        assert account["evictions"] > 2
+        assert account["evictions"] == (trace.usage.generated - 1) // 8 > 0
         assert account["kept"] + account["evicted"] == read
         assert account["kept"] <= read / 2 + 8
         assert account["peak"] < read
-        assert 0.3 < account["attended"] / account["full"] < 0.9
+        assert account["attended"] < account["full"]
         assert trace.answer_text.strip()
 
 

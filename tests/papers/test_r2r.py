@@ -15,11 +15,11 @@ from saved_models import Tampered, saved, worse
 from thrifty.decoding.artefact import Artefact, identity
 from thrifty.decoding.loop import Plan, decode_rows
 from thrifty.decoding.probe import entropy
-from thrifty.decoding.router import DIVERGENT, Router
+from thrifty.decoding.router import DIVERGENT, DROPOUT, EXPANSION, Router
 from thrifty.decoding.row import Row
 from thrifty.errors import ThriftyError
 from thrifty.methods import get_method
-from thrifty.methods.collaborate.r2r import R2R, TokenRouter, activated_parameters, log_u
+from thrifty.methods.collaborate.r2r import R2R, RouterOptions, TokenRouter, activated_parameters, log_u
 from thrifty.methods.shared.divergence import Labeller
 from thrifty.methods.tuning import Tuning
 from thrifty.models import load_model
@@ -133,6 +133,10 @@ def test_activated_parameters_of_the_card() -> None:
 
 
 def test_defaults_are_those_of_the_card() -> None:
+    options = RouterOptions()
+    assert (options.width, options.blocks, options.top, EXPANSION, DROPOUT) == (1024, 6, 100, 4, 0.1)
+    assert (options.learning_rate, options.weight_decay, options.batch_size) == (5e-5, 5e-4, 1024)
+    assert (options.epochs, options.patience, options.recall_factor, options.min_recall) == (50, 10, 1.0, 0.95)
     assert R2R(strategy="entropy").tau == 0.45
     assert R2R(strategy="log-u").tau == 2.275
     assert R2R(strategy="random", rate=0.25).tau == 0.75
@@ -179,16 +183,22 @@ def test_the_account_holds_what_both_models_read_and_write(spec: str, small: str
         assert usage.flops == pytest.approx(own["flops"] + other["flops"])
         assert usage.forward_passes == other["passes"] == told["routed"]
         assert told["routed_share"] == pytest.approx(told["routed"] / (usage.thinking + usage.answer), abs=1e-4)
-        expected = activated_parameters(usage.thinking + usage.answer, told["routed"], *_sizes(told))
-        assert told["activated_parameters"] == {k: round(v) for k, v in expected.items()}
         assert Trace.from_json(trace.to_json()) == trace
         shares.append(told["routed_share"])
     assert max(shares) > 0
     assert min(shares) < 1
 
 
-def _sizes(told: dict[str, Any]) -> tuple[int, int]:
-    return told["small"]["parameters"], told["large"]["parameters"]
+def test_the_parameters_that_count_are_those_of_who_wrote(small_toy: TorchModel, toy: TorchModel) -> None:
+    small, method = TorchModel(small_toy.network, small_toy.tokenizer, "small"), R2R(strategy="random", rate=0.4)
+    small.parameters = 1000  # else the two models are of one size
+    handover = method.handover(small, toy)
+    plans = [(Job(PROBLEMS[0]), Plan(toy.render(PROBLEMS[0].messages), [handover]))]
+    (row,) = decode_rows(small, plans, Settings(max_tokens=24, answer_reserve=0))
+    told, (own, other) = method.events(row, handover), handover.shares(row)
+    assert 0 < told["routed"] == other.written < own.written + other.written
+    found = activated_parameters(own.written + other.written, other.written, 1000, toy.parameters)
+    assert told["activated_parameters"] == {name: round(value) for name, value in found.items()}
 
 
 def test_the_rate_of_random_is_kept(small: str, small_toy: TorchModel, toy: TorchModel) -> None:
@@ -306,6 +316,7 @@ def test_tuning_says_what_is_missing(toy: TorchModel, small: str) -> None:
         ({"classes": 2}, "1 or 3"),
         ({"width": 0}, "at least 1"),
         ({"depth": 3}, "no option 'depth'"),
+        ({"strategy": "entropy"}, "no option 'strategy'"),
     ):
         with pytest.raises(ThriftyError, match=message):
             R2R.tune(tuning(toy, small, **options))

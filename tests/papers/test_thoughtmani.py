@@ -13,7 +13,7 @@ from thrifty.decoding.row import Row
 from thrifty.errors import ThriftyError
 from thrifty.methods import get_method
 from thrifty.methods.base import Stage
-from thrifty.methods.control.thoughtmani import GENERATOR_PROMPT, ThoughtMani, clean_thought, decline_reason
+from thrifty.methods.control.thoughtmani import GENERATOR_PROMPT, ThoughtMani, decline_reason
 from thrifty.models import embedded_folder
 from thrifty.models.base import Job, Settings, jobs_for
 from thrifty.models.formats import FORMAT_PROMPTS
@@ -21,7 +21,6 @@ from thrifty.models.torch import TorchModel
 from thrifty.tasks import load_task
 from thrifty.traces.trace import Problem, Trace
 
-MARKERS = ("<think>", "</think>", "<|end|>")
 PLAIN, HARD = Problem.ask("What is 2 + 3?", id="plain"), Problem.ask("What is 4 * 6?", id="hard")
 PROBLEMS = [p for p in load_task("mix").problems(limit=9, seed=5) if p.metadata["family"] in ("chain_sum", "gcd")] + [
     PLAIN,
@@ -81,15 +80,6 @@ def helper(tmp_path_factory: pytest.TempPathFactory) -> str:
 )
 def test_decline_cases_of_the_card(text: str | None, tokens: int, reason: str | None) -> None:
     assert decline_reason(text, tokens, 512) == reason
-
-
-def test_thoughts_lose_their_markers_and_their_answers() -> None:
-    assert clean_thought("<think>\na;b</think>\n\n<|end|>", MARKERS) == "a;b"
-    assert clean_thought("a</thi</think>nk>b", MARKERS) == "ab"
-    told = "1. Add 2 and 3.\n2. Check it. So the answer is 5.\n\n**Final Answer:** \\boxed{5}"
-    assert clean_thought(told, MARKERS) == "1. Add 2 and 3.\n2. Check it."
-    assert clean_thought(told, MARKERS, keep_answers=True) == told
-    assert clean_thought("**Final Answer:** \\boxed{}", MARKERS) == ""
 
 
 def test_an_outline_is_all_the_thinking_and_a_decline_leaves_the_model_alone(helper: str, pebble64: TorchModel) -> None:

@@ -38,7 +38,7 @@ class Eviction(AttentionPolicy):
             return stored
         shared = self.budget <= 1
         budget = math.ceil(self.budget * (prompt + step)) if shared else int(self.budget)
-        always = self.newest(budget) + (prompt if self.protect_prompt else self.first)
+        always = self.window + (prompt if self.protect_prompt else self.first)
         if shared and budget <= always:
             return stored
         return min(stored, max(budget, always))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from thrifty.decoding.controller import Controller, Drafter
@@ -58,13 +58,76 @@ Flow = Generator[Sequence[Call], list[Row], Trace]
 """Yields calls, is sent their rows in the same order, returns the trace."""
 
 
-@dataclass
-class _Running:
-    flow: Flow
-    started: float = field(default_factory=time.perf_counter)
-    streams: int = 0
-    rows: list[Row | None] = field(default_factory=list)
-    missing: int = 0
+@dataclass(frozen=True)
+class Wanted:
+    """A call of a flow, ready to be decoded.
+
+    Attributes:
+        job: of its own; the row that answers it carries this very object.
+        plan: what to do.
+        model: which answers.
+        place: among the calls that the flow waits for.
+    """
+
+    job: Job
+    plan: Plan
+    model: TorchModel
+    place: int
+
+
+class Playing:
+    """A flow at work: its calls go out, their rows come back.
+
+    Args:
+        model: answers the calls that name no other.
+        job: what the flow answers.
+        flow: a fresh one.
+    """
+
+    def __init__(self, model: TorchModel, job: Job, flow: Flow) -> None:
+        self.model, self.job, self.flow = model, job, flow
+        self._started = time.perf_counter()
+        self._streams = 0
+        self._rows: list[Row | None] = []
+
+    def begin(self) -> list[Wanted] | Trace:
+        """Return the first calls, or the trace where none is needed."""
+        return self._advance(None)
+
+    def answer(self, place: int, row: Row) -> list[Wanted] | Trace:
+        """Take a finished row.
+
+        Args:
+            place: of its call.
+            row: the answer.
+
+        Returns:
+            The next calls, the trace if the flow has ended; no calls while others are still being answered.
+        """
+        self._rows[place] = row
+        rows = [row for row in self._rows if row is not None]
+        return self._advance(rows) if len(rows) == len(self._rows) else []
+
+    def _advance(self, rows: list[Row] | None) -> list[Wanted] | Trace:
+        try:
+            calls = next(self.flow) if rows is None else self.flow.send(rows)
+            while not calls:
+                calls = self.flow.send([])
+        except StopIteration as finished:
+            trace: Trace = finished.value
+            trace.usage.wall_seconds = time.perf_counter() - self._started
+            return trace
+        self._rows = [None] * len(calls)
+        return [self._wanted(place, call) for place, call in enumerate(calls)]
+
+    def _wanted(self, place: int, call: Call) -> Wanted:
+        answering = call.model or self.model
+        assert isinstance(answering, TorchModel), "beside a local model, helpers are local too"
+        stream = self._streams if call.stream is None else call.stream
+        self._streams += 1
+        row = (call.prompt, call.controllers, call.settings, call.prefix, call.parent, call.keep)
+        plan = Plan(*row, stream, call.drafter)
+        return Wanted(Job(self.job.problem, self.job.sample), plan, answering, place)
 
 
 def run_flows(
@@ -92,34 +155,20 @@ def run_flows(
     queues: dict[int, deque[tuple[Job, Plan]]] = {id(model): deque()}
     models = {id(model): model}
     waiting = iter(jobs)
-    awaited: dict[int, tuple[_Running, int]] = {}  # by the identity of the call's own job
+    awaited: dict[int, tuple[Playing, int]] = {}  # by the identity of the call's own job
     running, exhausted = 0, False
     done: deque[Trace] = deque()
 
-    def advance(job: Job, state: _Running, rows: list[Row] | None) -> None:
+    def take(playing: Playing, outcome: list[Wanted] | Trace) -> None:
         nonlocal running
-        try:
-            calls = next(state.flow) if rows is None else state.flow.send(rows)
-            while not calls:
-                calls = state.flow.send([])
-        except StopIteration as finished:
-            trace: Trace = finished.value
-            trace.usage.wall_seconds = time.perf_counter() - state.started
-            done.append(trace)
+        if isinstance(outcome, Trace):
+            done.append(outcome)
             running -= 1
             return
-        state.rows, state.missing = [None] * len(calls), len(calls)
-        for i, call in enumerate(calls):
-            mine = Job(job.problem, job.sample)
-            awaited[id(mine)] = (state, i)
-            answering = call.model or model
-            assert isinstance(answering, TorchModel), "beside a local model, helpers are local too"
-            models[id(answering)] = answering
-            stream = state.streams if call.stream is None else call.stream
-            state.streams += 1
-            row = (call.prompt, call.controllers, call.settings, call.prefix, call.parent, call.keep)
-            plan = Plan(*row, stream, call.drafter)
-            queues.setdefault(id(answering), deque()).append((mine, plan))
+        for wanted in outcome:
+            awaited[id(wanted.job)] = (playing, wanted.place)
+            models[id(wanted.model)] = wanted.model
+            queues.setdefault(id(wanted.model), deque()).append((wanted.job, wanted.plan))
 
     def source(queue: deque[tuple[Job, Plan]]) -> Iterator[tuple[Job, Plan] | None]:
         nonlocal running, exhausted
@@ -130,18 +179,16 @@ def run_flows(
                     exhausted = True
                     break
                 running += 1
-                advance(job, _Running(start(job)), None)
+                playing = Playing(model, job, start(job))
+                take(playing, playing.begin())
             yield queue.popleft() if queue else None
 
     while True:
         for key in list(queues):
             mine = policy if key == id(model) else None
             for row in decode_rows(models[key], source(queues[key]), settings, mine):
-                state, i = awaited.pop(id(row.job))
-                state.rows[i] = row
-                state.missing -= 1
-                if not state.missing:
-                    advance(row.job, state, [r for r in state.rows if r is not None])
+                playing, place = awaited.pop(id(row.job))
+                take(playing, playing.answer(place, row))
                 while done:
                     yield done.popleft()
         while done:

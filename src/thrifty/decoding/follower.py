@@ -108,6 +108,9 @@ class Follower:
             # logits come from reading: behind a text that only became shorter, its last token is read again
             common = min(next(same, len(whole)), len(whole) - 1)
             self.session.rewind(place, len(known) - common)
+            wrote = self._followed(row).wrote
+            for i in range(common, len(known)):  # what is read again is charged, whoever wrote it
+                wrote.pop(i, None)
         self._known[place] = whole
         if common < len(whole):
             self._charge(row, common)

@@ -77,6 +77,26 @@ def decode(
         yield row.trace(method)
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A row that is ready to be decoded.
+
+    Attributes:
+        row: of which nothing is read yet.
+        controllers: which steer it.
+        drafter: guesses what it will be; None for none.
+    """
+
+    row: Row
+    controllers: Sequence[Controller] = ()
+    drafter: Drafter | None = None
+
+    @classmethod
+    def of(cls, model: TorchModel, job: Job, plan: Plan, settings: Settings) -> Entry:
+        """Return the entry of a job; see `begin_row`."""
+        return cls(begin_row(model, job, plan, settings), plan.controllers, plan.drafter)
+
+
 def decode_rows(
     model: TorchModel,
     plans: Iterable[tuple[Job, Plan] | None],
@@ -98,16 +118,41 @@ def decode_rows(
     Raises:
         ContextOverflow: a prompt does not fit.
     """
+    size = settings.batch_size
+    ready = (plan and Entry.of(model, *plan, settings) for plan in _in_turn(plans, AHEAD * size))
+    for finished in decode_steps(model, ready, size, policy, refill=max(1, size // 8)):
+        if finished is None:
+            return
+        yield from finished
+
+
+def decode_steps(
+    model: TorchModel,
+    entries: Iterable[Entry | None],
+    size: int,
+    policy: AttentionPolicy | None = None,
+    refill: int = 1,
+) -> Iterator[list[Row] | None]:
+    """Decode rows that come and go, a step at a time.
+
+    Args:
+        model: which decodes.
+        entries: read lazily; None says that nothing is ready now.
+        size: rows decoded together.
+        policy: decides what all rows attend to and keep, None for everything.
+        refill: free places from which on others may enter.
+
+    Yields:
+        After each step, the rows that it finished; None if there was no step, for nothing is at work or ready. It
+        ends when there are no more entries and all rows have finished.
+    """
     batch = DecodeBatch(model, policy)
-    waiting = _in_turn(plans, AHEAD * settings.batch_size)
+    waiting = iter(entries)
     exhausted = False
-    refill_at = max(1, settings.batch_size // 8)
     while True:
-        free = settings.batch_size - len(batch.rows)
-        if not exhausted and (free >= refill_at or not batch.rows):
-            entering: list[Row] = []
-            controllers: list[Sequence[Controller]] = []
-            drafters: list[Drafter | None] = []
+        free = size - len(batch.rows)
+        if not exhausted and (free >= refill or not batch.rows):
+            entering: list[Entry] = []
             while len(entering) < free:
                 try:
                     ready = next(waiting)
@@ -116,14 +161,15 @@ def decode_rows(
                     break
                 if ready is None:
                     break
-                entering.append(begin_row(model, *ready, settings))
-                controllers.append(ready[1].controllers)
-                drafters.append(ready[1].drafter)
+                entering.append(ready)
             if entering:
-                batch.admit(entering, controllers, drafters)
-        if not batch.rows:
+                batch.admit([e.row for e in entering], [e.controllers for e in entering], [e.drafter for e in entering])
+        if batch.rows:
+            yield batch.step()
+        elif exhausted:
             return
-        yield from batch.step()
+        else:
+            yield None
 
 
 def _in_turn(plans: Iterable[tuple[Job, Plan] | None], ahead: int) -> Iterator[tuple[Job, Plan] | None]:
@@ -183,7 +229,7 @@ def begin_row(model: TorchModel, job: Job, plan: Plan, settings: Settings) -> Ro
             )
         # a question may mention think markers: only what follows it tells how the response begins
         question = job.problem.question.strip()
-        begins = plan.prompt.rfind(question) + len(question) if question in plan.prompt else 0
+        begins = plan.prompt.rfind(question) + len(question) if question and question in plan.prompt else 0
         row = Row(job, settings, model, key, ids, model.tracker.start(plan.prompt[begins:]))
         for token in prefix:
             row.record(token, forced=True)

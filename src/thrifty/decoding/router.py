@@ -116,6 +116,8 @@ class Router(nn.Module):
 def final_states(model: TorchModel, states: Tensor) -> Tensor:
     """Return what a model's head reads of its last layer's states, float32 ``(..., hidden)``.
 
+    They are normalised where the network calls its last norm ``norm``, as Llama and its kin do.
+
     Args:
         model: whose.
         states: behind the last layer, as `TorchModel.tap` gives them.

@@ -101,12 +101,14 @@ class Phases:
         state: of the automaton.
         blocks: think blocks begun so far.
         closed: think blocks ended so far; a closer outside a block is not one.
+        final: whether the thinking has ended for good: what would open another block is text.
     """
 
     phase: Phase
     state: int = 0
     blocks: int = 0
     closed: int = 0
+    final: bool = False
 
 
 class PhaseTracker:
@@ -154,7 +156,7 @@ class PhaseTracker:
         for index in found:
             if index <= self.PARAGRAPH:
                 continue
-            if index == self.OPEN and phases.phase == "answer":
+            if index == self.OPEN and phases.phase == "answer" and not phases.final:
                 phases.phase = "thinking"
                 phases.blocks += 1
             elif index == self.CLOSE and (phases.phase == "thinking" or phases.blocks == 0):

@@ -11,7 +11,15 @@ from conftest import make_toy
 from tests_helpers import TextOnly
 from thrifty.decoding.loop import Plan, decode_rows
 from thrifty.errors import ThriftyError
-from thrifty.methods.shared.helpers import ask, helper_model, helper_settings, reply_of, role_of, think_block
+from thrifty.methods.shared.helpers import (
+    ask,
+    clean_thought,
+    helper_model,
+    helper_settings,
+    reply_of,
+    role_of,
+    think_block,
+)
 from thrifty.models import embedded_folder
 from thrifty.models.base import Job, Settings
 from thrifty.models.torch import TorchModel
@@ -20,6 +28,7 @@ from thrifty.traces.trace import Problem
 
 QUESTION = "What is 2 + 3?"
 FOLDER = str(embedded_folder("pebble"))
+MARKERS = ("<think>", "</think>", "<|end|>")
 
 
 def test_a_helper_is_the_model_itself_or_loaded_once_in_its_precision(pebble: TorchModel, pebble64: TorchModel) -> None:
@@ -38,6 +47,15 @@ def test_a_helper_must_exist_and_run_where_the_model_runs(pebble: TorchModel) ->
         helper_model("nowhere", pebble)
     with pytest.raises(ThriftyError, match=r"is on a server, so its helper must be too: .* is not"):
         helper_model(FOLDER, TextOnly())
+
+
+def test_thoughts_lose_their_markers_and_their_answers() -> None:
+    assert clean_thought("<think>\na;b</think>\n\n<|end|>", MARKERS) == "a;b"
+    assert clean_thought("a</thi</think>nk>b", MARKERS) == "ab"
+    told = "1. Add 2 and 3.\n2. Check it. So the answer is 5.\n\n**Final Answer:** \\boxed{5}"
+    assert clean_thought(told, MARKERS) == "1. Add 2 and 3.\n2. Check it."
+    assert clean_thought(told, MARKERS, keep_answers=True) == told
+    assert clean_thought("**Final Answer:** \\boxed{}", MARKERS) == ""
 
 
 def test_a_thought_fills_the_block_that_the_prompt_has_opened(pebble: TorchModel) -> None:

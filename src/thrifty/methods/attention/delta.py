@@ -27,7 +27,7 @@ Role = Literal["full", "delta", "sparse"]
 SELECTORS = ("attention", "random")
 RELEASED = (14 / 28, 22 / 28)
 """Where the release puts the Δ-layers behind the first one, as shares of the depth."""
-STREAM = 6
+STREAM = 8
 """Of the random numbers that rank pages for comparison."""
 
 
@@ -146,7 +146,7 @@ class _DeltaPolicy(AttentionPolicy):
     def kept(self, entries: int) -> int:
         """Return how many pages a row with so many entries attends to."""
         pages = -(-entries // self.size)
-        return pages if pages <= max(self.method.start, 1.0) * self.method.pages else self.method.pages
+        return pages if pages <= self.method.start * self.method.pages else self.method.pages
 
     def attended(self, entries: int, layers: int) -> int:
         pages = -(-entries // self.size)

@@ -23,7 +23,7 @@ class _HeavyHitters(WatchingEviction):
         self.recent = recent
 
     def newest(self, keep: int) -> int:
-        return max(self.window, min(keep, int(self.recent * keep)))
+        return max(self.window, int(self.recent * keep))
 
     def grouped(self, probabilities: Tensor) -> Tensor:
         return probabilities.sum(2)

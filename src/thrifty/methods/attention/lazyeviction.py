@@ -132,10 +132,11 @@ class LazyEviction(AttentionMethod):
     attention; traces tell the attended tokens and what was held.
 
     Source: LazyEviction: Lagged KV Eviction with Attention Pattern Observation for Efficient Long Reasoning,
-    arXiv 2506.15969; card ``lazyeviction``. Follows the paper. Reconstruction: one set of entries for each
-    key-value head, by the largest attention of its query heads; H2, printed in three ways; a budget that is a share
-    is one of the tokens read so far, and evicts nothing while it is below W. The prompt can be evicted, as in the
-    paper. ``thrifty tune lazyeviction`` measures W: the 80th percentile of MRI with the full cache.
+    arXiv 2506.15969; card ``lazyeviction``. Follows the paper; the release was not at hand. Reconstruction: one set
+    of entries for each key-value head, by the largest attention of its query heads; H2, printed in three ways; a
+    prompt, whose tokens count as read at step 0 and can be evicted; a budget that is a share is one of the tokens
+    read so far, and evicts nothing while it is at most W. ``thrifty tune lazyeviction`` measures W: the 80th
+    percentile of MRI with the full cache.
 
     Attributes:
         budget: B, entries to keep; up to 1 a share of the tokens that the row has read, where 1 keeps everything.

@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from thrifty.catalogue import Need
-from thrifty.decoding.follower import Handover, Turns, choices
+from thrifty.decoding.follower import Handover, Share, Turns, choices
 from thrifty.decoding.row import Row
 from thrifty.decoding.sampling import uniforms
 from thrifty.decoding.teacher_forcing import predictions
@@ -42,8 +42,9 @@ class FoReaL(TwoModelMethod):
     ``helper``, what the main model reads and writes; forward passes are the main model's. ``events["foreal"]`` tells
     the sentences, how many were led, the share of tokens that the leader wrote, what each model did, and the
     ``theoretical_flops`` (two a parameter and token of the response) in both conventions: ``decode_only``, each token
-    charged to who wrote it, and ``full``, with what each model read of the other's. For a leader of 32, a draft of 1.5
-    and 8 led of 13 tokens they are 527 and 871, and 832 for the leader alone.
+    charged to who wrote it, and ``full``, with what each model read that it had not written, the prompt left out; and
+    what the leader alone would cost, ``leader_only``. For a leader of 32, a draft of 1.5 and 8 led of 13 tokens they
+    are 527, 871 and 832.
 
     Source: What makes Reasoning Models Different? Follow the Reasoning Leader for Efficient Decoding,
     arXiv 2506.06998; card ``foreal``. Follows the paper; no code was found. Reconstruction: the rule for the ends of
@@ -79,38 +80,40 @@ class FoReaL(TwoModelMethod):
         draft, leader = handover.shares(row)
         sentence: _Sentence = row.state[handover]
         prompt, written = len(row.prompt_ids), draft.written + leader.written
-        decode_only, full = theoretical_flops(
-            (leader.written, max(leader.read - prompt, 0)),  # a leader that was never asked has not read the prompt
-            (draft.written, draft.read - prompt),
+        flops = theoretical_flops(
+            Share(leader.written, max(leader.read - prompt, 0)),  # who was never asked has not read the prompt
+            Share(draft.written, draft.read - prompt),
             handover.follower.model.parameters,
             handover.model.parameters,
         )
-        leader_only, _ = theoretical_flops((written, 0), (0, 0), handover.follower.model.parameters, 0)
         return {
             "sentences": sentence.number,
             "led_sentences": sentence.gates_open,
             "lead_share": round(leader.written / written, 4) if written else None,
-            "theoretical_flops": {"decode_only": decode_only, "full": full, "leader_only": leader_only},
+            "theoretical_flops": flops,
         }
 
 
 def theoretical_flops(
-    leader: tuple[int, int], draft: tuple[int, int], leader_parameters: float, draft_parameters: float
-) -> tuple[float, float]:
-    """Return what a response costs at two operations a parameter and token.
+    leader: Share, draft: Share, leader_parameters: float, draft_parameters: float
+) -> dict[str, float]:
+    """Return what a response costs at two operations a parameter and token, in both conventions; see `FoReaL`.
 
     Args:
-        leader: tokens of the response that the leader wrote, and those of the draft that it read.
-        draft: tokens that the draft wrote, and those of the leader that it read.
+        leader: tokens of the response that the leader wrote, and others of it that it read.
+        draft: likewise.
         leader_parameters: of the leader, in any unit.
         draft_parameters: of the draft, in the same unit.
 
     Returns:
-        The cost of what was written, and of what was written or read.
+        ``decode_only``, ``full``, and ``leader_only``, had the leader written everything.
     """
-    (led, leader_read), (drafted, draft_read) = leader, draft
-    decode_only = 2 * (led * leader_parameters + drafted * draft_parameters)
-    return decode_only, decode_only + 2 * (leader_read * leader_parameters + draft_read * draft_parameters)
+    decode_only = 2 * (leader.written * leader_parameters + draft.written * draft_parameters)
+    return {
+        "decode_only": decode_only,
+        "full": decode_only + 2 * (leader.read * leader_parameters + draft.read * draft_parameters),
+        "leader_only": 2 * (leader.written + draft.written) * leader_parameters,
+    }
 
 
 @dataclass

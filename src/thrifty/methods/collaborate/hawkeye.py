@@ -13,8 +13,7 @@ from thrifty.catalogue import Need
 from thrifty.decoding.flow import Call, Flow, conclude
 from thrifty.errors import ThriftyError, UnknownName
 from thrifty.methods.base import FlowMethod, Stage
-from thrifty.methods.control.thoughtmani import clean_thought
-from thrifty.methods.shared.helpers import ask, helper_settings, reply_of, role_of, think_block
+from thrifty.methods.shared.helpers import ask, clean_thought, helper_settings, reply_of, role_of, think_block
 from thrifty.methods.shared.relay import Turn, partner_model, relay, think_only, thought_of, with_system
 from thrifty.models.base import Job, Model, TextModel
 from thrifty.models.formats import FORMAT_PROMPTS, in_format

@@ -66,8 +66,8 @@ class R2R(TwoModelMethod):
 
     Source: R2R: Efficiently Navigating Divergent Reasoning Paths with Small-Large Model Token Routing,
     arXiv 2505.21600; card ``r2r``. Follows the release, with its router, labels and thresholds. Reconstruction: the
-    wording of the judge's prompt, and the convention ``both``. Ours: labels without a judge, the strategy ``random``,
-    and log-u's negative logits counted as zero.
+    wording of the judge's prompt, and the convention ``both``. Ours: labels without a judge, which are the default,
+    the strategy ``random``, and log-u's negative logits counted as zero.
 
     Attributes:
         small: name or folder of the model that writes; its tokenizer must be the main model's.
@@ -206,7 +206,7 @@ class R2R(TwoModelMethod):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RouterOptions(R2R):
+class RouterOptions(TwoModelMethod):
     """How the router is trained, beside the small model; the network and its training are the paper's by default.
 
     Attributes:
@@ -230,6 +230,8 @@ class RouterOptions(R2R):
         max_false_share: other tokens that it may route, of all; the strict variant's is 0.1.
     """
 
+    slug: ClassVar[str] = R2R.slug
+    needs: ClassVar[Need] = R2R.needs
     verifier: str = "numbers"
     judge: str = ""
     width: int = 1024
@@ -247,7 +249,6 @@ class RouterOptions(R2R):
     max_false_share: float = 1.0
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.verifier not in VERIFIERS:
             raise UnknownName("verifier of r2r", self.verifier, VERIFIERS)
         if self.classes not in (1, 3):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -11,12 +11,20 @@ from thrifty.decoding.flow import Call, Flow, Role, conclude
 from thrifty.decoding.row import Row
 from thrifty.errors import ThriftyError, UnknownName
 from thrifty.methods.base import FlowMethod, Stage
-from thrifty.methods.shared.helpers import ask, helper_model, helper_settings, reply_of, role_of, think_block
+from thrifty.methods.shared.helpers import (
+    ask,
+    clean_thought,
+    helper_model,
+    helper_settings,
+    reply_of,
+    role_of,
+    think_block,
+)
 from thrifty.models.base import Job, Model
 from thrifty.models.formats import FORMAT_PROMPTS, in_format
 from thrifty.models.torch import TorchModel
-from thrifty.traces.answers import boxed, extract_answer, extract_candidates
-from thrifty.traces.segments import paragraphs, sentences
+from thrifty.traces.answers import extract_answer
+from thrifty.traces.segments import paragraphs
 from thrifty.traces.think import split_thinking
 from thrifty.traces.trace import Trace
 
@@ -27,23 +35,6 @@ GENERATOR_PROMPT = (
 )
 THOUGHTS = ("outline", "reasoning", "empty", "none")
 FALLBACKS = ("native", "empty", "ignore")
-
-
-def clean_thought(text: str, markers: Collection[str], keep_answers: bool = False) -> str:
-    """Return a helper's text as it may stand within a think block.
-
-    Args:
-        text: what it wrote.
-        markers: texts that would end the block or the turn; they are removed.
-        keep_answers: leave sentences in that state the answer.
-    """
-    while any(marker in text for marker in markers):  # what is removed may leave another marker behind
-        for marker in markers:
-            text = text.replace(marker, "")
-    if not keep_answers:
-        spans = [span.of(text) for span in sentences(text)]
-        text = "".join(part for part in spans if not boxed(part) and extract_candidates(part) is None)
-    return text.strip()
 
 
 def decline_reason(text: str | None, tokens: int, cap: int) -> str | None:

@@ -28,7 +28,8 @@ VERIFIERS = ("numbers", "answer", "judge", "none")
 LONGEST = 8192
 """Tokens of a continuation at the most."""
 JUDGE_TOKENS, JUDGE_CHARACTERS = 16, 2000
-_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_NUMBER = re.compile(r"(?:(?<![\w).])-)?\d+(?:\.\d+)?")
+"""A minus that follows an operand subtracts, and is no sign."""
 _DIGIT = re.compile(r"\d")
 _CLOSERS = " \"')*]”’"
 
@@ -138,7 +139,7 @@ def continuations(
 def same_numbers(ours: str, theirs: str, markers: Sequence[str] = ()) -> bool:
     """Tell whether two continuations state the same numbers in the same order, and the same markers or none.
 
-    ``Hmm, 3+4=7.`` and ``So 3+4 = 7.`` do, ``3+4=8.`` does not.
+    ``Hmm, 3-4=-1.`` and ``So 3 - 4 = -1.`` do, ``3-4=1.`` does not.
     """
     if any((marker in ours) != (marker in theirs) for marker in markers):
         return False
@@ -269,14 +270,15 @@ class Labeller:
     def _judged(self, problem: Problem, ids: Sequence[int], partings: Sequence[Parting]) -> list[int | None]:
         judge = self.judge
         assert judge is not None
-        settings = helper_settings(self.settings, JUDGE_TOKENS + judge.close_length)  # its empty think block counts
         plans = []
         for parting in partings:
             content = self.question(problem, ids, parting)
             prompt = judge.render([{"role": "user", "content": content}])
             job = Job(Problem.ask(content, id=str(parting.place)))
-            plans.append((job, Plan(prompt, prefix=think_block(judge, prompt, content, ""))))
-        replies = {int(row.job.problem.id): reply_of(row) for row in decode_rows(judge, plans, settings)}
+            empty = think_block(judge, prompt, content, "")
+            settings = helper_settings(self.settings, JUDGE_TOKENS + len(judge.encode(empty)))  # it counts as written
+            plans.append((job, Plan(prompt, settings=settings, prefix=empty)))
+        replies = {int(row.job.problem.id): reply_of(row) for row in decode_rows(judge, plans, self.settings)}
         return [parse_verdict(replies[parting.place]) for parting in partings]
 
 

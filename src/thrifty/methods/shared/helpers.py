@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TypeVar
 
 from thrifty.decoding.flow import Call, Role
@@ -12,6 +12,8 @@ from thrifty.errors import ThriftyError
 from thrifty.models import load_model
 from thrifty.models.base import Model, Settings, TextModel
 from thrifty.models.torch import TorchModel
+from thrifty.traces.answers import boxed, extract_candidates
+from thrifty.traces.segments import sentences
 from thrifty.traces.trace import Message
 
 M = TypeVar("M", bound=Model)
@@ -63,6 +65,23 @@ def helper_settings(settings: Settings, max_tokens: int, **changes: float) -> Se
     """
     plain = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, **changes}
     return settings.with_(max_tokens=max_tokens, thinking_budget=None, answer_reserve=None, stop=(), **plain)
+
+
+def clean_thought(text: str, markers: Collection[str], keep_answers: bool = False) -> str:
+    """Return a helper's text as it may stand within a think block.
+
+    Args:
+        text: what it wrote.
+        markers: texts that would end the block or the turn; they are removed.
+        keep_answers: leave sentences in that state the answer.
+    """
+    while any(marker in text for marker in markers):  # what is removed may leave another marker behind
+        for marker in markers:
+            text = text.replace(marker, "")
+    if not keep_answers:
+        spans = [span.of(text) for span in sentences(text)]
+        text = "".join(part for part in spans if not boxed(part) and extract_candidates(part) is None)
+    return text.strip()
 
 
 def think_block(model: TorchModel, prompt: str, question: str, thought: str) -> str:
