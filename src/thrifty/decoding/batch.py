@@ -364,7 +364,10 @@ class DecodeBatch:
             row.close_thinking("loop")
 
     def _stop_strings(self, row: Row, settings: Settings) -> None:
-        tail = row.text(max(0, len(row.ids) - max(map(len, settings.stop)) - 1))
+        start = max(row.answer_start, len(row.ids) - max(map(len, settings.stop)) - 1)
+        tail = row.text(start)
+        if row.phases.closed and start == row.answer_start:
+            tail = tail.lstrip()  # the blanks behind a closer are not an answer yet
         if any(s in tail for s in settings.stop):
             row.stopped = "stop"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -47,6 +47,7 @@ class Row:
         continues: whether it took over the cache of another row, which may not have written anything.
         asides: indices in `ids` of what methods told the model in between.
         begun: where the thinking stood before the first token.
+        answer_start: index in `ids` where the answer begins, behind the last closer and the blanks that follow it.
     """
 
     job: Job
@@ -75,6 +76,7 @@ class Row:
     continues: bool = False
     asides: set[int] = field(default_factory=set)
     begun: Phases = field(init=False)
+    answer_start: int = 0
     _runs: list[tuple[int, Kind, Phase]] = field(default_factory=list)
     _after_break: bool = False
     _next_line: int = 0
@@ -154,6 +156,8 @@ class Row:
         phase: Literal["thinking", "answer"] = "thinking" if "thinking" in (before, after) else "answer"
         if self.phases.closed > closed:
             self.closed_by = self.closing or "model"
+            # the room that is left belongs to the answer: another block would end where the response does
+            self.phases.final = self.closing == "limit"
             self.closing = None
             phase = "thinking"
         kind: Kind = "injected" if forced else phase
@@ -162,6 +166,9 @@ class Row:
         self.ids.append(token)
         if phase == "thinking":
             self.thinking_tokens += 1
+            self.answer_start = len(self.ids)
+        elif closed and self.answer_start == len(self.ids) - 1 and not self.model.texts.bytes_of(token).strip():
+            self.answer_start = len(self.ids)
         if len(self.ids) <= self.inherited:
             pass
         elif forced:
@@ -217,7 +224,7 @@ class Row:
         heir = Row(job, settings, self.model, key, self.prompt_ids, replace(self.phases), list(self.ids))
         heir.thinking_tokens, heir.closed_by = self.thinking_tokens, self.closed_by
         heir.inherited, heir._runs, heir.begun = len(self.ids), list(self._runs), self.begun
-        heir.asides = set(self.asides)
+        heir.asides, heir.answer_start = set(self.asides), self.answer_start
         heir.continues = True
         heir._after_break, heir._next_line = self._after_break, self._next_line
         heir.line = heir._next_line
@@ -248,13 +255,13 @@ class Row:
         if not start and not written:
             raise ValueError("a response cannot be rewritten to nothing")
         old, kinds, asides = self.ids[:start], self._kinds()[:start], self.asides
-        closer, closing = self.closed_by, self.closing
+        closer, closing, final = self.closed_by, self.closing, self.phases.final
         self.usage.reread += len(self.ids) - start
         self.phases = replace(self.begun)
         self.ids, self._runs, self.asides, self.thinking_tokens = [], [], set(), 0
         self.usage.thinking = self.usage.answer = self.usage.injected = self.usage.latent_steps = 0
         self.closed_by = self.closing = None
-        self._after_break, self._next_line = False, 0
+        self._after_break, self._next_line, self.answer_start = False, 0, 0
         latent = {i for i, kind in enumerate(kinds[:read]) if kind == "latent"}
         kept = [(token, kinds[i] == "injected", i in asides) for i, token in enumerate(old)]
         for i, (token, forced, is_aside) in enumerate([*kept, *((t, f, f and aside) for t, f in written)]):
@@ -267,18 +274,28 @@ class Row:
         self.closing = closing
         if self.closed_by:  # the closer still stands, and so does who wrote it
             self.closed_by = closer or self.closed_by
+            self.phases.final = final
 
     def _kinds(self) -> list[Kind]:
         """Return the kind of each token."""
         stops = [*(start for start, _, _ in self._runs[1:]), len(self.ids)]
         return [kind for (start, kind, _), stop in zip(self._runs, stops, strict=True) for _ in range(start, stop)]
 
+    def runs(self, start: int = 0) -> Iterator[tuple[Kind, Phase, tuple[int, ...]]]:
+        """Yield the tokens from one on, in runs of one kind and phase."""
+        stop = len(self.ids)
+        found: list[tuple[Kind, Phase, tuple[int, ...]]] = []
+        for begins, kind, phase in reversed(self._runs):
+            if stop <= start:
+                break
+            found.append((kind, phase, tuple(self.ids[max(begins, start) : stop])))
+            stop = begins
+        yield from reversed(found)
+
     def trace(self, method: str) -> Trace:
         """Return the finished record."""
         texts, end_ids, segments = self.model.texts, self.model.eos_ids, list[Segment]()
-        for i, (start, kind, phase) in enumerate(self._runs):
-            stop = self._runs[i + 1][0] if i + 1 < len(self._runs) else len(self.ids)
-            ids = tuple(self.ids[start:stop])
+        for kind, phase, ids in self.runs():
             # in an aside, what would end a response is the end of a turn that it quotes
             shown = ids if phase == "aside" else [t for t in ids if t not in end_ids]
             segments.append(Segment(kind, phase, texts.text(shown), ids))
