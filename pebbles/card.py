@@ -128,7 +128,9 @@ INTRODUCTION = """# The embedded models
 Small reasoners that come with the package, so that everything can be tried, tested and measured without a
 download. They were trained from nothing by `make pebbles` on problems of nine reasoning-gym families
 with teacher traces that solve, check, repair and ruminate; how much they reflect does not depend on how hard a
-problem is, which is the overthinking that methods are to remove. A system prompt chooses another format:
+problem is, which is the overthinking that methods are to remove. What is worth something in it: a first working is
+hasty and forgets a carry that makes another carry in numbers of three digits and more, which checks find and later
+workings do not repeat. A system prompt chooses another format:
 
 {prompts}
 
@@ -143,13 +145,13 @@ uncertainty, their slips and their reflections are real, but they are those of a
 parameters: a method that does nothing here may work on a large model, and the other way round."""
 
 
-def card(measurements: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the whole card."""
+def card(measurements: Mapping[str, Mapping[str, Any]], history: str) -> str:
+    """Return the whole card, with what is to be told about the training of these very weights."""
     from thrifty.models.formats import FORMAT_PROMPTS
 
     prompts = "\n".join(f'- `{name}`: "{text}"' for name, text in FORMAT_PROMPTS.items())
     sections = [section(name, found) for name, found in measurements.items()]
-    return "\n\n".join([NOTICE, INTRODUCTION.format(prompts=prompts), *sections, LIMITS]) + "\n"
+    return "\n\n".join([NOTICE, INTRODUCTION.format(prompts=prompts), *sections, history, LIMITS]) + "\n"
 
 
 def main() -> None:
@@ -158,7 +160,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "pebbles.md")
     args = parser.parse_args()
     files = sorted(args.evidence.glob("*.json"))
-    args.out.write_text(card({path.stem: json.loads(path.read_text()) for path in files}))
+    history = (args.evidence / "history.md").read_text().strip()
+    args.out.write_text(card({path.stem: json.loads(path.read_text()) for path in files}, history))
 
 
 if __name__ == "__main__":

@@ -57,6 +57,19 @@ def test_subtract(a: int, b: int) -> None:
     check_page(page, page.subtract(a, b), a - b)
 
 
+@given(naturals, naturals, st.booleans())
+def test_haste_forgets_what_is_carried_into_a_column_that_carries(a: int, b: int, minus: bool) -> None:
+    a, b = max(a, b), min(a, b)
+    hasty, careful = Scratch(random.Random(0), hasty=True), Scratch(random.Random(0))
+    value, true = ((page.subtract if minus else page.add)(a, b) for page in (hasty, careful))
+    assert all(target for _, target in hasty.pieces)
+    chains = False
+    for (equation, _), (result, _) in pairwise(careful.pieces):
+        if (match := COLUMN.fullmatch(equation)) and match[4]:
+            chains |= int(match[1] if minus else result) > 9
+    assert (value != true) == (chains and a > 99)
+
+
 @given(signed | st.just(0), signed | st.just(0))
 def test_combine(total: int, term: int) -> None:
     page = Scratch(random.Random(0))

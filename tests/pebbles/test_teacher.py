@@ -34,10 +34,11 @@ def boxed(pieces: Pieces) -> str:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("format", ["short", "plan", "direct"])
-def test_formats_without_reflection_are_right_and_all_targets(family: str, format: str) -> None:
+def test_formats_without_reflection_are_right_or_hasty_and_all_targets(family: str, format: str) -> None:
     for number, lesson in enumerate(lessons(family)):
         pieces = FORMATS[format](lesson, random.Random(number))
-        assert boxed(pieces) == lesson.answer
+        hasty = derive(lesson.routes[0][1], random.Random(0), hasty=True)[1]
+        assert boxed(pieces) in ({lesson.answer} if format == "direct" else {lesson.answer, hasty})
         untrained = [text for text, target in pieces if not target]
         assert untrained in ([], ["\n", f"{THINK_CLOSE}\n\n"])  # a short trace may be cut
         text = text_of(pieces)
@@ -46,7 +47,7 @@ def test_formats_without_reflection_are_right_and_all_targets(family: str, forma
             assert text == f"{THINK_CLOSE}\n\n{ANSWER_CUE}{lesson.answer}}}<|end|>"
         elif format == "plan":
             assert text.startswith("Plan:\n1. ")
-            assert FIRST_ATTEMPT + lesson.answer in text
+            assert FIRST_ATTEMPT + boxed(pieces) in text
 
 
 def test_the_code_format_answers_with_a_program() -> None:
@@ -76,6 +77,23 @@ def test_slips_are_planted_and_nearly_always_repaired() -> None:
             last += standing[-1] != lesson.answer
     assert 0.12 < first / total < 0.26  # a quarter slips, and some slips change nothing
     assert last / total < 0.02
+
+
+def test_haste_is_learned_costs_at_the_hard_level_and_is_repaired() -> None:
+    wrong = {}
+    for level in LEVELS:
+        shares = []
+        for family in LEVELS[level]:
+            found = lessons(family, level)
+            firsts = [derive(one.routes[0][1], random.Random(0), hasty=True) for one in found]
+            assert all(target for working, _ in firsts for _, target in working)
+            shares.append(sum(value != one.answer for one, (_, value) in zip(found, firsts, strict=True)) / len(found))
+        wrong[level] = sum(shares) / len(shares)
+    assert wrong["easy"] == 0 < wrong["default"] < 0.04 < 0.08 < wrong["hard"]
+    hard = lessons("chain_sum", "hard")
+    standing = [long_thinking(one, random.Random(number), slip_rate=0)[1] for number, one in enumerate(hard)]
+    assert sum(first != one.answer for one, (first, *_) in zip(hard, standing, strict=True)) > len(hard) / 4
+    assert [last for *_, last in standing] == [one.answer for one in hard]
 
 
 def test_reflection_does_not_depend_on_difficulty() -> None:

@@ -35,6 +35,8 @@ class Method:
     needs: ClassVar[Need] = Need.SAMPLING
     thinks: ClassVar[bool] = True
     """Whether it works on think blocks, so that a model without them is refused."""
+    streams: ClassVar[bool] = True
+    """Whether its response may be shown while it is written: what the main model writes first is what comes out."""
 
     @classmethod
     def entry(cls) -> Entry:
@@ -92,6 +94,11 @@ class Method:
         """Return the settings to use instead of those of the run."""
         return settings
 
+    @property
+    def alone(self) -> bool:
+        """Whether it runs a decoding of its own, beside which nothing else can."""
+        return type(self).solve is not Method.solve
+
     def check(self, model: Model) -> None:
         """Refuse a model that this method cannot run on, before any work starts.
 
@@ -135,6 +142,7 @@ class Stage:
         parts: the steering methods.
         watch: further controllers, which see every token of the main model's responses.
         flow: the method whose flows play here.
+        made: controllers of the steering methods that steer other rows already, None to make them.
     """
 
     model: TorchModel
@@ -142,12 +150,14 @@ class Stage:
     method: str
     parts: Sequence[Method] = ()
     watch: Sequence[Controller] = ()
-    flow: Method | None = None
+    flow: FlowMethod | None = None
+    made: Sequence[Controller] | None = None
 
     @functools.cached_property
     def controllers(self) -> list[Controller]:
         """The controllers of the steering methods, the same for all rows, and `watch`."""
-        return [*(c for part in self.parts for c in part.controllers(self.model)), *self.watch]
+        made = steering_controllers(self.parts, self.model) if self.made is None else self.made
+        return [*made, *self.watch]
 
     @functools.cached_property
     def drafter(self) -> Drafter | None:
@@ -190,6 +200,8 @@ class Stage:
 class FlowMethod(Method):
     """A method of several calls for each problem; at most one in a composition, the others steer its calls."""
 
+    streams: ClassVar[bool] = False
+
     def flow(self, stage: Stage, job: Job) -> Flow:
         """Return the flow that answers a job; see `thrifty.decoding.flow`."""
         raise NotImplementedError
@@ -202,9 +214,10 @@ def solve(
     name = "+".join(part.spec for part in parts)
     for part in parts:
         part.check(model)
-        settings = part.settings(settings)
     flow = next((part for part in parts if isinstance(part, FlowMethod)), None)
     if isinstance(model, TextModel):
+        for part in parts:
+            settings = part.settings(settings)
         if flow is None:
             return model.respond(jobs, settings, name)
         from thrifty.decoding.text_flow import run_text_flows
@@ -216,16 +229,40 @@ def solve(
     from thrifty.models.torch import TorchModel
 
     assert isinstance(model, TorchModel)
-    steering = [part for part in parts if not isinstance(part, FlowMethod)]
-    stage = Stage(model, settings, name, steering, watch, flow)
-    policy = next((p for part in parts if (p := part.attention(model)) is not None), None)
+    stage = stage_of(parts, model, settings, watch)
+    policy = attention_of(parts, model)
     if flow is not None:
-        return run_flows(model, jobs, settings, functools.partial(flow.flow, stage), policy)
+        return run_flows(model, jobs, stage.settings, functools.partial(flow.flow, stage), policy)
 
     def plan(job: Job) -> Plan:
         return Plan(stage.render(job), stage.controllers, drafter=stage.drafter)
 
-    return decode(model, jobs, settings, plan, name, policy)
+    return decode(model, jobs, stage.settings, plan, name, policy)
+
+
+def stage_of(
+    parts: Sequence[Method],
+    model: TorchModel,
+    settings: Settings,
+    watch: Sequence[Controller] = (),
+    made: Sequence[Controller] | None = None,
+) -> Stage:
+    """Return the stage on which methods play together; see `Stage`."""
+    for part in parts:
+        settings = part.settings(settings)
+    flow = next((part for part in parts if isinstance(part, FlowMethod)), None)
+    steering = [part for part in parts if not isinstance(part, FlowMethod)]
+    return Stage(model, settings, "+".join(part.spec for part in parts), steering, watch, flow, made)
+
+
+def steering_controllers(parts: Sequence[Method], model: TorchModel) -> list[Controller]:
+    """Return the controllers of those methods that steer every response; fresh ones."""
+    return [c for part in parts if not isinstance(part, FlowMethod) for c in part.controllers(model)]
+
+
+def attention_of(parts: Sequence[Method], model: TorchModel) -> AttentionPolicy | None:
+    """Return what decides what the rows of some methods attend to and keep, None for everything."""
+    return next((policy for part in parts if (policy := part.attention(model)) is not None), None)
 
 
 class Composition:
@@ -239,7 +276,7 @@ class Composition:
     """
 
     def __init__(self, parts: Sequence[Method]) -> None:
-        alone = [p.slug for p in parts if type(p).solve is not Method.solve]
+        alone = [p.slug for p in parts if p.alone]
         if alone and len(parts) > 1:
             raise ThriftyError(f"{alone[0]!r} runs a decoding of its own and cannot be composed with +")
         twice = {p.slug for p in parts if sum(q.slug == p.slug for q in parts) > 1}

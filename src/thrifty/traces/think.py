@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -164,6 +165,76 @@ class PhaseTracker:
                 phases.phase = "answer"
                 phases.closed += 1
         return found
+
+
+class MarkerFilter:
+    """Take the think markers out of a text that comes in pieces, and the blanks behind each of them.
+
+    What may be the beginning of a marker is held back until that is certain.
+
+    Args:
+        format: the markers; those that close a block by force count as well.
+    """
+
+    def __init__(self, format: ThinkFormat) -> None:
+        found = {format.open, format.close, format.force_open.strip(), format.force_close.strip()} - {""}
+        self._markers = sorted(found, key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, self._markers)) or "(?!)")
+        self._beginnings = {marker[:size] for marker in found for size in range(1, len(marker))}
+        self._longest = max(map(len, self._beginnings), default=0)
+        self._held: list[tuple[Phase, str]] = []
+        self._behind = False
+
+    @property
+    def holds(self) -> bool:
+        """Whether anything is held back."""
+        return bool(self._held)
+
+    def feed(self, phase: Phase, text: str, last: bool = False) -> list[tuple[Phase, str]]:
+        """Take a piece in.
+
+        Args:
+            phase: that it belongs to.
+            text: of it, perhaps empty.
+            last: whether nothing follows, so that nothing needs to be held back.
+
+        Returns:
+            What is certain by now, with its phase; no text among it is empty.
+        """
+        self._held.append((phase, text))
+        whole = "".join(text for _, text in self._held)
+        shown: list[tuple[Phase, str]] = []
+        for match in self._pattern.finditer(whole):
+            shown += self._take(match.start())
+            self._drop(match.end() - match.start())
+            whole = whole[match.end() :]  # of what remains, only its end is read below
+            self._behind = True
+        sizes = range(min(self._longest, len(whole)), 0, -1)
+        kept = 0 if last else next((size for size in sizes if whole[-size:] in self._beginnings), 0)
+        return shown + self._take(sum(len(text) for _, text in self._held) - kept)
+
+    def _drop(self, count: int) -> list[tuple[Phase, str]]:
+        """Take some characters off what is held."""
+        taken: list[tuple[Phase, str]] = []
+        while self._held and count >= 0:
+            phase, text = self._held[0]
+            taken.append((phase, text[:count]))
+            if len(text) > count:
+                self._held[0] = (phase, text[count:])
+                break
+            count -= len(text)
+            del self._held[0]
+        return [(phase, text) for phase, text in taken if text]
+
+    def _take(self, count: int) -> list[tuple[Phase, str]]:
+        """Take some characters off what is held, less the blanks behind a marker."""
+        shown: list[tuple[Phase, str]] = []
+        for phase, text in self._drop(count):
+            text = text.lstrip() if self._behind else text
+            if text:
+                self._behind = False
+                shown.append((phase, text))
+        return shown
 
 
 def split_thinking(text: str, format: ThinkFormat, opened: bool = False) -> tuple[str, str | None]:

@@ -82,6 +82,7 @@ class DiffAdapt(FlowMethod):
     slug: ClassVar[str] = "diffadapt"
     needs: ClassVar[Need] = Need.TEXT | Need.HIDDEN
     thinks: ClassVar[bool] = False
+    streams: ClassVar[bool] = True
     probe: str = ""
     strategy: str = ""
     confidence: float = 0.5

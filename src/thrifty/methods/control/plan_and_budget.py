@@ -233,6 +233,7 @@ class PlanAndBudget(FlowMethod):
     slug: ClassVar[str] = "plan-and-budget"
     needs: ClassVar[Need] = Need.TEXT
     thinks: ClassVar[bool] = False
+    streams: ClassVar[bool] = True
     mode: str = "planned_local_weighted"
     schedule: str = "polynomial"
     budgets: tuple[int, ...] = (200, 250, 350, 450, 600)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
 from thrifty.decoding.controller import Controller
@@ -32,6 +32,7 @@ class TwoModelMethod(FlowMethod):
         small: name or folder of the small model, which must have the main model's tokenizer.
     """
 
+    streams: ClassVar[bool] = True
     small: str = "pebble-small"
 
     def handover(self, small: TorchModel, large: TorchModel) -> Handover:
