@@ -11,6 +11,9 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+LARGE = 130
+"""From which number on haste forgets carries: sums get that large at the hard level, and seldom below it."""
+
 
 @dataclass
 class Scratch:
@@ -19,8 +22,7 @@ class Scratch:
     Attributes:
         rng: the source of randomness for slips.
         slip_at: index of the elementary result that goes wrong, or None for none.
-        hasty: whether to forget, in sums and differences of three digits and more, a carry that makes another carry and
-            a borrow that makes another borrow.
+        hasty: whether to forget what is carried or borrowed in sums and differences of large numbers.
         pieces: what was written: ``(text, is a training target)``.
     """
 
@@ -63,7 +65,7 @@ class Scratch:
         for i in range(max(len(str(a)), len(str(b)))):
             top, bottom = a // 10**i % 10, b // 10**i % 10
             self.write((", " if i else "") + f"{top}+{bottom}" + (f"+{carry}" if carry else "") + "=")
-            forgotten = carry if self.hasty and max(a, b) > 99 and top + bottom + carry > 9 else 0
+            forgotten = carry if self.hasty and max(a, b) >= LARGE else 0
             total = self.result(top + bottom + carry - forgotten, carry)
             digits.append(total % 10)
             carry = total // 10
@@ -78,7 +80,7 @@ class Scratch:
             top, bottom = a // 10**i % 10, b // 10**i % 10
             lend = 10 if top < bottom + borrow else 0
             self.write((", " if i else "") + f"{top + lend}-{bottom}" + (f"-{borrow}" if borrow else "") + "=")
-            forgotten = borrow if self.hasty and a > 99 and lend else 0
+            forgotten = borrow if self.hasty and a >= LARGE else 0
             digits.append(self.result(top + lend - bottom - borrow + forgotten, -borrow) % 10)
             borrow = lend // 10
         return self._conclude(digits, negative)

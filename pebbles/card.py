@@ -129,8 +129,8 @@ Small reasoners that come with the package, so that everything can be tried, tes
 download. They were trained from nothing by `make pebbles` on problems of nine reasoning-gym families
 with teacher traces that solve, check, repair and ruminate; how much they reflect does not depend on how hard a
 problem is, which is the overthinking that methods are to remove. What is worth something in it: a first working is
-hasty and forgets a carry that makes another carry in numbers of three digits and more, which checks find and later
-workings do not repeat. A system prompt chooses another format:
+hasty and forgets the carries of large numbers, which checks find and later workings do not repeat. A system prompt
+chooses another format:
 
 {prompts}
 

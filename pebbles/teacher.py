@@ -37,7 +37,7 @@ MUSINGS = [
 ]
 
 
-HASTE = 0.8
+HASTE = 0.9
 """How often a first working is hasty. More than half, or greedy decoding, which takes the likelier way, never slips."""
 
 

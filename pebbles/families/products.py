@@ -10,6 +10,7 @@ from lesson import Lesson, Route
 
 def _rows(s: Scratch, a: int, b: int, zeros: int = 0) -> int:
     """Write ``a * b``, with ``zeros`` zeros appended, as one row a digit of ``b`` and their running sum."""
+    s.hasty = s.hasty and max(a, b) > 99  # else haste would cost as much at the default level
     total = None
     for place, digit in enumerate(int(d) for d in reversed(str(b))):
         tail = "0" * (place + zeros)

@@ -98,6 +98,7 @@ def lesson(item: dict[str, Any]) -> Lesson:
         return -quotient if value < 0 else quotient
 
     def solve(s: Scratch) -> int:
+        s.hasty = False  # as in gsm_symbolic: its numbers are as large at the default level
         # with a minus before the unknown, its term moves to the right and the right side to the left
         first, second = (right, constant) if coefficient > 0 else (constant, right)
         s.write(f"{name}=")

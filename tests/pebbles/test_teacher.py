@@ -89,7 +89,7 @@ def test_haste_is_learned_costs_at_the_hard_level_and_is_repaired() -> None:
             assert all(target for working, _ in firsts for _, target in working)
             shares.append(sum(value != one.answer for one, (_, value) in zip(found, firsts, strict=True)) / len(found))
         wrong[level] = sum(shares) / len(shares)
-    assert wrong["easy"] == 0 < wrong["default"] < 0.04 < 0.08 < wrong["hard"]
+    assert wrong["easy"] == 0 < wrong["default"] < 0.04 < 0.12 < wrong["hard"]
     hard = lessons("chain_sum", "hard")
     standing = [long_thinking(one, random.Random(number), slip_rate=0)[1] for number, one in enumerate(hard)]
     assert sum(first != one.answer for one, (first, *_) in zip(hard, standing, strict=True)) > len(hard) / 4

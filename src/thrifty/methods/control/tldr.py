@@ -76,7 +76,9 @@ class _ScaleStop(Controller):
         scaled = scale_stop(some, self.stop, method.mode, method.temperature, method.bias)
         steered = rows if everyone else [rows[i] for i in due]
         if method.mode == "shifted" and any(row.settings.temperature == 0 for row in steered):
-            scaled[:, self.stop] += DRAWN * self._drawn(steered, scaled)[:, None]
+            drawn = self._drawn(steered, scaled)
+            if drawn.any():
+                scaled[:, self.stop] += DRAWN * drawn[:, None]
         return scaled if everyone else logits.index_copy(0, torch.tensor(due, device=logits.device), scaled)
 
     def _drawn(self, rows: Sequence[Row], scaled: Tensor) -> Tensor:
@@ -85,7 +87,9 @@ class _ScaleStop(Controller):
         counters = np.array([len(row.ids) for row in rows], dtype=np.uint64)
         draws = torch.from_numpy(uniforms(keys, counters, STREAM)).to(scaled.device)
         greedy = torch.tensor([row.settings.temperature == 0 for row in rows], device=scaled.device)
-        return greedy & (draws < torch.softmax(scaled, -1)[:, self.stop].sum(-1))
+        # nearly always a bound on the probability, which needs no sum over the vocabulary, says no
+        drawn = greedy & (draws < (scaled[:, self.stop] - scaled.amax(-1, keepdim=True)).exp().sum(-1))
+        return drawn & (draws < torch.softmax(scaled, -1)[:, self.stop].sum(-1)) if drawn.any() else drawn
 
     def _due(self, row: Row) -> bool:
         if not row.thinking or row.forced or row.thinking_tokens < self.method.min_think_tokens:
