@@ -123,6 +123,21 @@ def section(name: str, found: Mapping[str, Any]) -> str:
     )
 
 
+def verifier_text(found: Mapping[str, Any]) -> str:
+    """Return what the verifier is worth on the problems that its training held out."""
+    made, worth = found["settings"], found["values"]
+    places = worth["auroc_by_place"]
+    return (
+        "## pebble-verifier\n\nA head on pebble's hidden states: the probability that the final answer will be right, "
+        f"after every step. Trained on rollouts of {made['problems']} problems of all levels with {made['cuts']} cuts "
+        f"each and {made['continuations']} continuations a cut (temperature {made['temperature']}), by "
+        f"`make pebble-verifier`. On {worth['held_out_problems']} problems held out ({worth['examples']:,} steps, mean "
+        f"label {worth['mean_label']:.2f}): expected calibration error {worth['ece']:.3f}, AUROC {worth['auroc']:.2f}, "
+        f"and {worth['auroc_within_problems']:.2f} among the steps of one problem, which is what a search goes by. "
+        "AUROC by place in the response:\n\n" + table(list(places), [[f"{value:.2f}" for value in places.values()]])
+    )
+
+
 INTRODUCTION = """# The embedded models
 
 Small reasoners that come with the package, so that everything can be tried, tested and measured without a
@@ -145,13 +160,16 @@ uncertainty, their slips and their reflections are real, but they are those of a
 parameters: a method that does nothing here may work on a large model, and the other way round."""
 
 
-def card(measurements: Mapping[str, Mapping[str, Any]], history: str) -> str:
+def card(measurements: Mapping[str, Mapping[str, Any]], verifier: Mapping[str, Any], history: str) -> str:
     """Return the whole card, with what is to be told about the training of these very weights."""
     from thrifty.models.formats import FORMAT_PROMPTS
 
     prompts = "\n".join(f'- `{name}`: "{text}"' for name, text in FORMAT_PROMPTS.items())
     sections = [section(name, found) for name, found in measurements.items()]
-    return "\n\n".join([NOTICE, INTRODUCTION.format(prompts=prompts), *sections, history, LIMITS]) + "\n"
+    return (
+        "\n\n".join([NOTICE, INTRODUCTION.format(prompts=prompts), *sections, verifier_text(verifier), history, LIMITS])
+        + "\n"
+    )
 
 
 def main() -> None:
@@ -160,8 +178,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "pebbles.md")
     args = parser.parse_args()
     files = sorted(args.evidence.glob("*.json"))
+    verifier = json.loads((ROOT / "src" / "thrifty" / "models" / "pebble" / "verifier.json").read_text())
     history = (args.evidence / "history.md").read_text().strip()
-    args.out.write_text(card({path.stem: json.loads(path.read_text()) for path in files}, history))
+    args.out.write_text(card({path.stem: json.loads(path.read_text()) for path in files}, verifier, history))
 
 
 if __name__ == "__main__":
