@@ -154,7 +154,7 @@ def test_mistakes_are_one_line_that_names_the_fix(tmp_path: Path, mistake: Calla
     assert "nothing to tune" in mistake("tune", "cap", *tune)
     assert "no option 'sample'" in mistake("tune", "diffadapt(sample=2)", *tune)
     assert "too few" in mistake("tune", "cgrs", "--limit", "3", *tune)
-    assert "thrifty tune diffadapt" in mistake(*bench, "--methods", "diffadapt")
+    assert "thrifty tune diffadapt" in mistake(*bench, "--methods", "diffadapt", "--model", "pebble-small")
 
 
 def test_skip_bad_keeps_the_rest(tmp_path: Path) -> None:

@@ -157,12 +157,12 @@ def test_other_methods_steer_the_response(pebble: TorchModel, probe: Path) -> No
 def test_a_missing_probe_and_one_of_another_model_are_refused(
     pebble: TorchModel, toy: TorchModel, probe: Path, tmp_path: Path
 ) -> None:
-    for spec, message in (
-        ("diffadapt", "thrifty tune diffadapt"),
-        (f"diffadapt(probe='{tmp_path / 'absent.json'}')", "there is no"),
+    for spec, model, message in (
+        ("diffadapt", toy, "thrifty tune diffadapt"),
+        (f"diffadapt(probe='{tmp_path / 'absent.json'}')", pebble, "there is no"),
     ):
         with pytest.raises(ThriftyError, match=message) as refusal:
-            get_method(spec).check(pebble)
+            get_method(spec).check(model)
         assert "\n" not in str(refusal.value)
     with pytest.raises(ThriftyError, match="weights"):
         get_method(f"diffadapt(probe='{probe}')").check(toy)

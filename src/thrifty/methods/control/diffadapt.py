@@ -20,10 +20,12 @@ from thrifty.decoding.row import Row
 from thrifty.errors import ThriftyError
 from thrifty.methods.base import FlowMethod, Stage
 from thrifty.methods.tuning import Tuning, divide
+from thrifty.models import embedded_folder
 from thrifty.models.base import Job, Model, Settings
 from thrifty.models.torch import TorchModel
 from thrifty.traces.trace import Message, Problem, Trace
 
+EMBEDDED = "pebble-diffadapt"
 CLASSES = ("easy", "normal", "hard")
 PLAIN = "plain"
 PROMPTS = ("suffix", "system", "none")
@@ -62,7 +64,7 @@ class DiffAdapt(FlowMethod):
     confidence below which the strategy is normal, the thresholds of the labels, the probe's width and regularisation.
 
     Attributes:
-        probe: path of what ``thrifty tune diffadapt`` wrote.
+        probe: path of what ``thrifty tune diffadapt`` wrote, or ``pebble-diffadapt``, which comes with pebble.
         strategy: use this one for every question instead of asking the probe: ``easy``, ``normal``, ``hard``, or
             ``plain`` for the model as it is.
         confidence: probability of the likeliest class below which the strategy is ``normal``.
@@ -83,7 +85,7 @@ class DiffAdapt(FlowMethod):
     needs: ClassVar[Need] = Need.TEXT | Need.HIDDEN
     thinks: ClassVar[bool] = False
     streams: ClassVar[bool] = True
-    probe: str = ""
+    probe: str = EMBEDDED
     strategy: str = ""
     confidence: float = 0.5
     prompts: str = "suffix"
@@ -116,17 +118,18 @@ class DiffAdapt(FlowMethod):
     @functools.cached_property
     def artefact(self) -> Artefact:
         """What the tuning wrote."""
-        if not self.probe:
-            raise ThriftyError(
-                "diffadapt needs a probe trained for your model: `thrifty tune diffadapt --out FILE`, then "
-                "diffadapt(probe=FILE); or force a strategy, as diffadapt(strategy=easy)"
-            )
-        return Artefact.load(self.probe, self.slug)
+        path = embedded_folder("pebble") / "diffadapt.json" if self.probe == EMBEDDED else self.probe
+        return Artefact.load(path, self.slug)
 
     def check(self, model: Model) -> None:
         super().check(model)
         if not self.strategy:
             assert isinstance(model, TorchModel)
+            if self.probe == EMBEDDED and model.name != "pebble":
+                raise ThriftyError(
+                    "diffadapt needs a probe trained for your model: `thrifty tune diffadapt --out FILE`, then "
+                    "diffadapt(probe=FILE); or force a strategy, as diffadapt(strategy=easy)"
+                )
             self.artefact.require(model)
 
     def flow(self, stage: Stage, job: Job) -> Flow:
