@@ -27,7 +27,8 @@ def main() -> None:
         if spec == "vanilla":
             continue
         slugs = [part.partition("(")[0] for part in spec.split("+")]
-        name = re.sub(r"[^A-Za-z0-9.+_-]+", "-", spec).strip("-")
+        plain = re.sub(r"\w+='[^']*/[^']*',?", "", spec)  # files that tuning wrote
+        name = re.sub(r"[^A-Za-z0-9.+_-]+", "-", plain).strip("-")
         path = Path(__file__).parent / f"{name}{args.suffix}.json"
         entry = CATALOGUE[slugs[0]]
         before = json.loads(path.read_text()) if path.exists() else {}
