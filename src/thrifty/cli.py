@@ -12,6 +12,8 @@ import typer
 
 from thrifty import __version__
 from thrifty.errors import ThriftyError
+from thrifty.options import DeviceOption, DtypeOption, ModelOption, ThinkOption
+from thrifty.serve.command import serve
 from thrifty.terminal import console, print_json, progress, stream
 
 if TYPE_CHECKING:
@@ -28,15 +30,7 @@ app = typer.Typer(
 
 DEFAULT_METHODS = "vanilla,no-think,cgrs,first-try,cgrs+first-try"
 
-ModelOption = Annotated[
-    str, typer.Option("--model", "-m", help="pebble, a folder, a .gguf file, a hub id, or http://HOST:PORT/v1#MODEL")
-]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else.")]
-DeviceOption = Annotated[str | None, typer.Option(help="For local models, such as cuda.")]
-DtypeOption = Annotated[str | None, typer.Option(help="For local models: float64, float32, bfloat16 or float16.")]
-ThinkOption = Annotated[
-    str | None, typer.Option(help="Think format: think, harmony, mistral, none, or '<open>,</close>'. Default: detect.")
-]
 MaxTokensOption = Annotated[int, typer.Option(help="Limit on a response: thinking and answer together.")]
 BudgetOption = Annotated[int | None, typer.Option(help="Limit on the thinking, for every method.")]
 ReserveOption = Annotated[int | None, typer.Option(help="Tokens kept for the answer. Default: a quarter, at most 256.")]
@@ -360,6 +354,9 @@ def doctor(
         width = max(map(len, values))
         for key, value in values.items():
             typer.echo(f"  {key:<{width}}  {' '.join(value) if isinstance(value, list) else value}")
+
+
+app.command()(serve)
 
 
 def _settings(**values: Any) -> Settings:

@@ -64,6 +64,11 @@ class DecodeBatch:
             copy.append([[] if token is None else [token] for token in waiting])
         return copy
 
+    def logits(self, rows: Sequence[Row]) -> Tensor:
+        """Return what newest tokens were chosen from; see `thrifty.decoding.controller.Batch`."""
+        places = {id(row): i for i, row in enumerate(self.rows)}
+        return self.session.logits[[places[id(row)] for row in rows]]
+
     def feed(self, row: Row, vector: Tensor) -> None:
         """Give the model a vector instead of a row's newest token; see `thrifty.decoding.controller.Batch`."""
         self._fed[id(row)] = vector.to(self.model.dtype)

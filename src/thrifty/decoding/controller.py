@@ -48,6 +48,13 @@ class Batch(Protocol):
         """
         ...
 
+    def logits(self, rows: Sequence[Row]) -> Tensor:
+        """Return the raw logits that the newest tokens of some rows were chosen from ``(rows, vocab)``.
+
+        For `after_token`, before the row is rewritten.
+        """
+        ...
+
     def feed(self, row: Row, vector: Tensor) -> None:
         """Give the model a vector instead of a row's newest token, which stays in the text; for `after_token`.
 

@@ -227,10 +227,7 @@ def begin_row(model: TorchModel, job: Job, plan: Plan, settings: Settings) -> Ro
                 f"the prompt of problem {job.problem.id!r} has {len(ids) + len(prefix)} tokens, but {model.name!r} "
                 f"has a context of {model.context_length}: shorten it or load a model with a longer context"
             )
-        # a question may mention think markers: only what follows it tells how the response begins
-        question = job.problem.question.strip()
-        begins = plan.prompt.rfind(question) + len(question) if question and question in plan.prompt else 0
-        row = Row(job, settings, model, key, ids, model.tracker.start(plan.prompt[begins:]))
+        row = Row(job, settings, model, key, ids, model.tracker.start(plan.prompt, job.problem.question))
         for token in prefix:
             row.record(token, forced=True)
     row.keep = plan.keep

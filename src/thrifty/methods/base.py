@@ -304,6 +304,21 @@ class Composition:
         return "+".join(p.spec for p in self.parts)
 
     @property
+    def streams(self) -> bool:
+        """Whether its response may be shown while it is written; see `Method.streams`."""
+        return all(p.streams for p in self.parts)
+
+    @property
+    def calls(self) -> str:
+        """The slug of the part that makes several calls, empty where there is none."""
+        return next((p.slug for p in self.parts if isinstance(p, FlowMethod)), "")
+
+    @property
+    def thinned(self) -> str:
+        """The specification of the part that decides what rows attend to, empty where they attend to everything."""
+        return next((p.spec for p in self.parts if type(p).attention is not Method.attention), "")
+
+    @property
     def needs(self) -> Need:
         """Everything that any part needs."""
         needs = Need.NONE

@@ -15,6 +15,8 @@ from thrifty.traces.trace import Message, Usage
 
 Channel = Literal["thinking", "answer"]
 Finish = Literal["stop", "length"]
+CANCELLED = "cancelled"
+"""The exit reason of a response that nobody wanted any more."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,8 @@ Event = Piece | Done
 class Stream(Protocol):
     """A response that is being written.
 
-    Iterating gives `Piece`s and then one `Done`. It raises `thrifty.serve.errors.Refusal` if the response breaks off.
+    Iterating gives `Piece`s and then one `Done`, whose exit reason is ``cancelled`` after `cancel`. It raises
+    `thrifty.serve.errors.Refusal` if the response breaks off. Who stops reading may begin again where it was.
     """
 
     def __aiter__(self) -> AsyncIterator[Event]: ...

@@ -131,18 +131,36 @@ class PhaseTracker:
         markers = [format.open, format.close] if format.thinks else []
         self.automaton = Automaton(["\n", "\n\n", *markers], bytes_of)
 
-    def start(self, prompt: str) -> Phases:
+    def start(self, prompt: str, question: str = "") -> Phases:
         """Return the phase in which a response to this prompt begins.
 
         Only what follows the last closer counts: earlier turns may hold think blocks of their own.
+
+        Args:
+            prompt: as the model reads it.
+            question: the last text in it that may mention markers without meaning them.
         """
         if not self.format.thinks:
             return Phases("answer")
+        prompt = self._behind(prompt, question.strip())
         if prompt.rfind(self.format.open) > prompt.rfind(self.format.close):
             return Phases("thinking", blocks=1)
         # an empty block, as templates write it to turn thinking off: a closer of the model would be a repeated one
         ended = int(prompt.rstrip().endswith(self.format.close))
         return Phases("answer", blocks=ended, closed=ended)
+
+    def _behind(self, prompt: str, question: str) -> str:
+        """Return what follows a question in a prompt, the whole prompt if it is not to be found there."""
+        markers = re.finditer("|".join(map(re.escape, (self.format.open, self.format.close))), prompt)
+        spans = [match.span() for match in markers]
+        end = len(prompt)
+        while question and (start := prompt.rfind(question, 0, end)) >= 0:
+            stop = start + len(question)
+            # a short question may be found within a marker: "hi" is no question in "<think>"
+            if all(last <= start or stop <= first or (start <= first and last <= stop) for first, last in spans):
+                return prompt[stop:]
+            end = stop - 1
+        return prompt
 
     def feed(self, phases: Phases, token: int) -> tuple[int, ...]:
         """Advance a stream by one token.
@@ -174,16 +192,17 @@ class MarkerFilter:
 
     Args:
         format: the markers; those that close a block by force count as well.
+        behind: whether the text begins behind a marker.
     """
 
-    def __init__(self, format: ThinkFormat) -> None:
+    def __init__(self, format: ThinkFormat, behind: bool = False) -> None:
         found = {format.open, format.close, format.force_open.strip(), format.force_close.strip()} - {""}
         self._markers = sorted(found, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, self._markers)) or "(?!)")
         self._beginnings = {marker[:size] for marker in found for size in range(1, len(marker))}
         self._longest = max(map(len, self._beginnings), default=0)
         self._held: list[tuple[Phase, str]] = []
-        self._behind = False
+        self._behind = behind
 
     @property
     def holds(self) -> bool:
@@ -204,14 +223,14 @@ class MarkerFilter:
         self._held.append((phase, text))
         whole = "".join(text for _, text in self._held)
         shown: list[tuple[Phase, str]] = []
-        for match in self._pattern.finditer(whole):
+        while match := self._pattern.search(whole):
             shown += self._take(match.start())
-            self._drop(match.end() - match.start())
-            whole = whole[match.end() :]  # of what remains, only its end is read below
+            self._drop(len(match[0]))
+            whole = whole[match.end() :]
             self._behind = True
         sizes = range(min(self._longest, len(whole)), 0, -1)
         kept = 0 if last else next((size for size in sizes if whole[-size:] in self._beginnings), 0)
-        return shown + self._take(sum(len(text) for _, text in self._held) - kept)
+        return shown + self._take(len(whole) - kept)
 
     def _drop(self, count: int) -> list[tuple[Phase, str]]:
         """Take some characters off what is held."""

@@ -18,7 +18,8 @@ class Problem:
 
     Attributes:
         id: unique within its task.
-        messages: the conversation, ``{"role": ..., "content": ...}`` each; the last one is the question.
+        messages: the conversation, ``{"role": ..., "content": ...}`` each; the last one is the question. None where
+            a raw prompt is continued.
         answer: the reference answer, None where there is none.
         metadata: whatever a verifier needs beyond it.
     """
@@ -35,8 +36,8 @@ class Problem:
 
     @property
     def question(self) -> str:
-        """The text of the last message."""
-        return self.messages[-1]["content"]
+        """The text of the last message, empty where there is none."""
+        return self.messages[-1]["content"] if self.messages else ""
 
 
 @dataclass(frozen=True)

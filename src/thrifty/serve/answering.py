@@ -1,0 +1,168 @@
+"""The responses of one request, on their way from the engine to the client."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from thrifty.errors import ThriftyError
+from thrifty.serve.engine import Ask, Channel, Done, Engine, Event, Stream, TokenLogprob
+from thrifty.serve.errors import Refusal, refusal
+
+
+@dataclass
+class Answer:
+    """One response as far as it has come.
+
+    Attributes:
+        runs: of text of one channel, each in pieces.
+        logprobs: of the tokens of the answer, where they were asked for.
+        done: its end, once that has come.
+    """
+
+    runs: list[tuple[Channel, list[str]]] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    done: Done | None = None
+
+    def text(self, channel: Channel) -> str:
+        """Return all that belongs to the reasoning, or to the answer."""
+        return "".join(piece for of, pieces in self.runs if of == channel for piece in pieces)
+
+    @property
+    def end(self) -> Done:
+        """Its end; only for a response that has come to it."""
+        assert self.done is not None, "a response has an end only when it is complete"
+        return self.done
+
+    def take(self, event: Event) -> None:
+        """Add an event."""
+        if isinstance(event, Done):
+            self.done = event
+            return
+        if not self.runs or self.runs[-1][0] != event.channel:
+            self.runs.append((event.channel, []))
+        self.runs[-1][1].append(event.text)
+        self.logprobs += event.logprobs
+
+
+class Answering:
+    """The streams of one request, read side by side.
+
+    Args:
+        asks: what is asked.
+        streams: the engine's answers to them.
+        observe: told the end of each response, also of one that was cancelled.
+
+    Attributes:
+        answers: as far as they have come.
+    """
+
+    def __init__(
+        self, asks: Sequence[Ask], streams: Sequence[Stream], observe: Callable[[Ask, Done], None] | None = None
+    ) -> None:
+        self.asks, self._streams, self._observe = asks, streams, observe
+        self.answers = [Answer() for _ in asks]
+        self._broken: set[int] = set()
+
+    @classmethod
+    async def open(
+        cls, engine: Engine, asks: Sequence[Ask], observe: Callable[[Ask, Done], None] | None = None
+    ) -> Answering:
+        """Hand a request to the engine.
+
+        Args:
+            engine: which answers.
+            asks: all or none of them are taken.
+            observe: see `Answering`.
+
+        Raises:
+            Refusal: the engine does not take it.
+        """
+        streams: list[Stream] = []
+        try:
+            for ask in asks:
+                streams.append(await engine.start(ask))
+        except BaseException as error:
+            for stream in streams:
+                stream.cancel()
+            if isinstance(error, ThriftyError):
+                raise refusal(error) from error
+            raise
+        return cls(asks, streams, observe)
+
+    def cancel(self) -> None:
+        """Stop everything: the client is gone."""
+        for stream in self._streams:
+            stream.cancel()
+
+    def finish(self) -> None:
+        """Close the thinking of all responses."""
+        for stream in self._streams:
+            stream.finish()
+
+    async def events(self) -> AsyncIterator[tuple[int, Event]]:
+        """Yield the events of all responses as they come, with the index of each response.
+
+        Raises:
+            Refusal: one of them broke off; the others are cancelled.
+        """
+        if len(self._streams) == 1:  # no need to merge
+            async for event in self._read(0):
+                yield 0, event
+            return
+        merged: asyncio.Queue[tuple[int, Event] | BaseException | None] = asyncio.Queue()
+        pumps = [asyncio.create_task(self._pump(index, merged)) for index in range(len(self._streams))]
+        try:
+            missing = len(pumps)
+            while missing:
+                found = await merged.get()
+                if found is None:
+                    missing -= 1
+                elif isinstance(found, BaseException):
+                    raise found
+                else:
+                    yield found
+        finally:
+            for pump in pumps:
+                pump.cancel()
+            if missing:
+                self.cancel()
+
+    async def _pump(self, index: int, merged: asyncio.Queue[tuple[int, Event] | BaseException | None]) -> None:
+        try:
+            async for event in self._read(index):
+                merged.put_nowait((index, event))
+            merged.put_nowait(None)
+        except Exception as error:
+            merged.put_nowait(error)
+
+    async def _read(self, index: int) -> AsyncIterator[Event]:
+        try:
+            async for event in self._streams[index]:
+                self.answers[index].take(event)
+                if isinstance(event, Done) and self._observe is not None:
+                    self._observe(self.asks[index], event)
+                yield event
+        except Exception:
+            self._broken.add(index)
+            raise
+
+    async def collect(self) -> list[Answer]:
+        """Return the complete responses.
+
+        Raises:
+            Refusal: one of them broke off.
+        """
+        async for _ in self.events():
+            pass
+        return self.answers
+
+    async def settle(self) -> None:
+        """Read on to the ends of cancelled responses, whose tokens count as well."""
+        for index, answer in enumerate(self.answers):
+            if answer.done is None and index not in self._broken:
+                with suppress(Refusal):
+                    async for _ in self._read(index):
+                        pass

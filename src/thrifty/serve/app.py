@@ -1,0 +1,228 @@
+"""The gateway's routes: requests in OpenAI's shape, handed to an engine, and its answers handed back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from thrifty.errors import ThriftyError
+from thrifty.serve import usage
+from thrifty.serve.answering import Answering
+from thrifty.serve.asking import Asking, Defaults, explains
+from thrifty.serve.bodies import ChatBody, CompletionBody, Generating, ResponsesBody, Sampling, read
+from thrifty.serve.choosing import choose
+from thrifty.serve.engine import CANCELLED, Ask, Done, Engine, Served
+from thrifty.serve.errors import Refusal, refusal
+from thrifty.serve.guard import Door, Guard, Refused
+from thrifty.serve.openapi import describe
+from thrifty.serve.responses import ResponsesShape
+from thrifty.serve.saved import VanillaMean
+from thrifty.serve.shapes import ChatShape, CompletionShape
+from thrifty.serve.telling import Telling
+
+MOST_SHADOWS = 4
+"""Plain responses that are measured beside others at the same time."""
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
+_log = logging.getLogger("thrifty.serve")
+
+
+class Gateway:
+    """An engine behind OpenAI's API.
+
+    Args:
+        engine: which answers.
+        door: who is let in.
+        defaults: what holds where a client says nothing.
+        vanilla: what plain responses take.
+        vanilla_share: of the requests with a method that are answered once more without one, to measure what plain
+            responses take; nobody is sent those.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        door: Door | None = None,
+        defaults: Defaults | None = None,
+        vanilla: VanillaMean | None = None,
+        vanilla_share: float = 0.0,
+    ) -> None:
+        self.engine, self.defaults = engine, defaults or Defaults()
+        self.vanilla, self._share = vanilla or VanillaMean(), vanilla_share
+        self._due = 0.0
+        self._shadows: set[asyncio.Task[None]] = set()
+        self._running: dict[tuple[str, str], Answering] = {}
+        self._began = int(time.time())
+        routes = [
+            Route("/v1/chat/completions", self._chat, methods=["POST"]),
+            Route("/v1/completions", self._complete, methods=["POST"]),
+            Route("/v1/responses", self._respond, methods=["POST"]),
+            Route("/v1/models", self._models, methods=["GET"]),
+            Route("/v1/models/{model:path}", self._model, methods=["GET"]),
+            Route("/v1/requests/{id}/finish", self._finish, methods=["POST"]),
+            Route("/openapi.json", self._describe, methods=["GET"]),
+            Route("/healthz", self._health, methods=["GET"]),
+        ]
+        handlers: dict[Any, Any] = {ThriftyError: _refused, HTTPException: _not_found, Exception: _failed}
+        app = Starlette(routes=routes, exception_handlers=handlers)
+        app.router.redirect_slashes = False
+        self.app = Guard(app, door or Door())
+
+    async def _chat(self, request: Request) -> Telling:
+        body = read(ChatBody, await request.body())
+        asking = self._asking("chatcmpl-", body)
+        shape = ChatShape(asking.id, body.model, _includes_usage(body), logprobs=bool(body.logprobs))
+        return await self._answer(request, body, asking.chat(body), shape)
+
+    async def _complete(self, request: Request) -> Telling:
+        body = read(CompletionBody, await request.body())
+        asking = self._asking("cmpl-", body)
+        shape = CompletionShape(asking.id, body.model, _includes_usage(body), logprobs=body.logprobs is not None)
+        return await self._answer(request, body, asking.completion(body), shape)
+
+    async def _respond(self, request: Request) -> Telling:
+        body = read(ResponsesBody, await request.body())
+        asking = self._asking("resp_", body)
+        (ask,) = asking.responses(body)
+        echoed = {
+            "instructions": body.instructions,
+            "max_output_tokens": body.max_output_tokens,
+            "metadata": body.metadata or {},
+            "reasoning": {"effort": ask.effort, "summary": None},
+            "temperature": ask.settings.temperature,
+            "text": {"format": (body.text and body.text.format) or {"type": "text"}},
+            "top_p": ask.settings.top_p,
+            "truncation": "disabled",
+            "user": body.user,
+        }
+        return await self._answer(request, body, [ask], ResponsesShape(asking.id, body.model, echoed))
+
+    def _asking(self, prefix: str, body: Sampling) -> Asking:
+        choice = choose(body.model, body.thrifty, self.engine.models())
+        return Asking(prefix + uuid.uuid4().hex, choice, self.engine.passes, self.defaults)
+
+    async def _answer(
+        self, request: Request, body: Sampling, asks: Sequence[Ask], shape: ChatShape | CompletionShape | ResponsesShape
+    ) -> Telling:
+        owner, id = request.state.owner, asks[0].id
+        alias = request.headers.get("x-request-id")
+        if alias is not None and not _REQUEST_ID.fullmatch(alias):
+            raise Refusal("X-Request-ID must be 8 to 64 letters, digits, - or _", 400, "invalid_value")
+        if alias is not None and (owner, alias) in self._running:
+            raise Refusal("another request with this X-Request-ID is running: choose a new one", 409, "id_in_use")
+        answering = await Answering.open(self.engine, asks, self._observe)
+        names = [(owner, name) for name in (id, alias) if name]
+        self._running.update(dict.fromkeys(names, answering))
+        self._measure(asks[0])
+
+        def told() -> dict[str, Any]:
+            dones = [answer.end for answer in answering.answers]
+            saved = self.vanilla.saved(asks[0].model, dones)
+            account = usage.responses_usage if isinstance(shape, ResponsesShape) else usage.usage
+            return account(dones, saved, explains(body))
+
+        def ended() -> None:
+            for name in names:
+                del self._running[name]
+
+        return Telling(answering, shape, bool(body.stream), alias or id, told, ended)
+
+    def _observe(self, ask: Ask, done: Done) -> None:
+        """Take note of the end of a response."""
+        plain = done.method == "vanilla" and ask.settings.thinking_budget is None and ask.effort in (None, "xhigh")
+        if plain and done.exit_reason != CANCELLED:
+            self.vanilla.observe(ask.model, done)
+
+    def _measure(self, ask: Ask) -> None:
+        """Answer a share of the requests once more without a method; nobody waits for it."""
+        self._due += self._share
+        if self._due < 1 or len(self._shadows) >= MOST_SHADOWS:
+            return
+        self._due -= 1
+        settings = ask.settings.with_(thinking_budget=None)
+        task = asyncio.create_task(
+            self._shadow(replace(ask, method="vanilla", effort=None, settings=settings, logprobs=None))
+        )
+        self._shadows.add(task)
+        task.add_done_callback(self._shadows.discard)
+
+    async def _shadow(self, ask: Ask) -> None:
+        try:
+            await (await Answering.open(self.engine, [ask], self._observe)).collect()
+        except Refusal as error:
+            _log.info("a plain response could not be measured: %s", error)
+
+    async def _models(self, request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": self._listed()})
+
+    async def _model(self, request: Request) -> Response:
+        name = request.path_params["model"]
+        for model in self._listed():
+            if model["id"] == name:
+                return JSONResponse(model)
+        raise Refusal(f"there is no model {name[:200]!r}: see /v1/models", 404, "model_not_found", "model")
+
+    def _listed(self) -> list[dict[str, Any]]:
+        return [
+            self._told(served, name)
+            for served in self.engine.models()
+            for name in (served.id, *(f"{served.id}@{offered}" for offered in served.methods))
+        ]
+
+    def _told(self, served: Served, name: str) -> dict[str, Any]:
+        method = name.removeprefix(f"{served.id}@")
+        return {
+            "id": name,
+            "object": "model",
+            "created": self._began,
+            "owned_by": "thrifty",
+            "context_length": served.context_length,
+            "max_tokens": served.max_tokens,
+            "method": served.methods.get(method, served.method),
+        }
+
+    async def _finish(self, request: Request) -> Response:
+        id = request.path_params["id"]
+        answering = self._running.get((request.state.owner, id))
+        if answering is None:
+            raise Refusal(f"no request {id[:100]!r} of yours is running", 404, "request_not_found")
+        answering.finish()
+        return JSONResponse({"id": id, "object": "request", "finishing": True})
+
+    async def _describe(self, request: Request) -> Response:
+        return JSONResponse(describe())
+
+    async def _health(self, request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+
+def _includes_usage(body: Generating) -> bool:
+    if body.stream_options is not None and not body.stream:
+        raise Refusal("stream_options needs `stream`: true", 400, "invalid_value", "stream_options")
+    return bool(body.stream_options and body.stream_options.include_usage)
+
+
+async def _refused(_: Request, error: ThriftyError) -> Refused:
+    return Refused(refusal(error))
+
+
+async def _not_found(request: Request, error: HTTPException) -> Refused:
+    path = request.url.path[:200]
+    if error.status_code == 405:
+        return Refused(Refusal(f"{request.method} is not for {path!r}", 405, "method_not_allowed"))
+    return Refused(Refusal(f"there is nothing at {path!r}: see /openapi.json", error.status_code, "not_found"))
+
+
+async def _failed(_: Request, __: Exception) -> Refused:
+    return Refused(Refusal("the server failed on this request", 500, "internal_error"))

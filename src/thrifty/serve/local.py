@@ -1,0 +1,338 @@
+"""A model that runs here, behind the seam of `thrifty.serve.engine`: one thread decodes for all requests."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Mapping, Sequence
+from queue import Empty, SimpleQueue
+
+from thrifty.errors import ContextOverflow, ThriftyError
+from thrifty.methods import get_method
+from thrifty.methods.base import Composition
+from thrifty.models.torch import TorchModel
+from thrifty.serve import effort
+from thrifty.serve.engine import Ask, Event, Piece, Served
+from thrifty.serve.errors import Refusal, refusal
+from thrifty.serve.play import Order, Play
+from thrifty.serve.scheduler import Scheduler
+from thrifty.spec import format_spec
+from thrifty.traces.trace import Problem
+
+_log = logging.getLogger("thrifty.serve")
+
+
+class LocalStream:
+    """A response that the engine thread writes and the event loop reads; see `thrifty.serve.engine.Stream`."""
+
+    def __init__(self, ask: Ask) -> None:
+        self.ask = ask
+        self.loop = asyncio.get_running_loop()
+        self.accepted: asyncio.Future[None] = self.loop.create_future()
+        self.play: Play | None = None
+        self.cancelled = False
+        self._events: deque[Event | Refusal] = deque()
+        self._news = asyncio.Event()
+        self._over = False
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        while not self._over:
+            while not self._events:
+                self._news.clear()
+                await self._news.wait()
+            event = self._events.popleft()
+            # a reader that lags gets what has come meanwhile at once
+            while (
+                isinstance(event, Piece)
+                and self._events
+                and isinstance(following := self._events[0], Piece)
+                and following.channel == event.channel
+            ):
+                event = _joined(event, following)
+                self._events.popleft()
+            self._over = not isinstance(event, Piece)
+            if isinstance(event, Refusal):
+                raise event
+            yield event
+
+    def cancel(self) -> None:
+        """See `thrifty.serve.engine.Stream`."""
+        self.cancelled = True
+        if self.play is not None:
+            self.play.cancelled = True
+
+    def finish(self) -> None:
+        """See `thrifty.serve.engine.Stream`."""
+        if self.play is not None:
+            self.play.finishing = True
+
+    def deliver(self, event: Event | Refusal | None) -> None:
+        """Take an event, on the event loop; None says that the request is accepted."""
+        if not self.accepted.done():
+            if isinstance(event, Refusal):
+                self.accepted.set_exception(event)
+            else:
+                self.accepted.set_result(None)
+        if event is not None:
+            self._events.append(event)
+            self._news.set()
+
+
+def _joined(first: Piece, second: Piece) -> Piece:
+    logprobs = (*first.logprobs, *second.logprobs)
+    return Piece(first.channel, first.text + second.text, first.tokens + second.tokens, logprobs)
+
+
+class LocalEngine:
+    """Answers with a model that runs here; see `thrifty.serve.engine.Engine`.
+
+    Args:
+        model: which answers.
+        method: what answers where a client names nothing.
+        offered: further specifications by name.
+        slots: requests at work at the same time, and rows decoded together.
+        queue: requests that may wait beyond them.
+        max_tokens: the most that a response may have, None for the model's context.
+        difficulty: path of what ``thrifty tune diffadapt`` wrote for this model, which then tells what the effort
+            ``auto`` stands for; empty for the rule of `thrifty.serve.effort.difficulty`.
+
+    Raises:
+        ThriftyError: a method cannot work here.
+    """
+
+    passes: frozenset[str] = frozenset()
+
+    def __init__(
+        self,
+        model: TorchModel,
+        *,
+        method: str = "vanilla",
+        offered: Mapping[str, str] | None = None,
+        slots: int = 32,
+        queue: int = 256,
+        max_tokens: int | None = None,
+        difficulty: str = "",
+    ) -> None:
+        self.model, self.slots, self.queue = model, slots, queue
+        context = model.context_length
+        self._served = Served(model.name, context, min(max_tokens or context, context), method, dict(offered or {}))
+        self._difficulty = difficulty
+        self._longest = max(len(model.texts.bytes_of(token)) for token in range(len(model.texts)))
+        self._composition = functools.lru_cache(maxsize=64)(self._checked)
+        self._inbox: SimpleQueue[LocalStream | None] = SimpleQueue()
+        self._waiting: deque[tuple[LocalStream, Play]] = deque()
+        self._outbox: list[tuple[LocalStream, Event | Refusal | None]] = []
+        self._scheduler = Scheduler(model, slots)
+        self._closed = False
+        for spec in (method, *self._served.methods.values(), *([self._auto("vanilla")] if difficulty else [])):
+            self._composition(spec)
+        self._thread = threading.Thread(target=self._run, name="thrifty-engine", daemon=True)
+        self._thread.start()
+
+    def models(self) -> Sequence[Served]:
+        """See `thrifty.serve.engine.Engine`."""
+        return [self._served]
+
+    def check(self, method: str, model: str) -> None:
+        """See `thrifty.serve.engine.Engine`."""
+        self._composition(method)
+
+    async def start(self, ask: Ask) -> LocalStream:
+        """See `thrifty.serve.engine.Engine`."""
+        if self._closed:
+            raise _shutting_down()
+        if self._inbox.qsize() + len(self._waiting) >= self.queue:
+            raise Refusal("too many requests are waiting: try again in a moment", 429, "queue_full", retry_after=1.0)
+        stream = LocalStream(ask)
+        self._inbox.put(stream)
+        try:
+            await stream.accepted
+        except asyncio.CancelledError:
+            stream.cancel()
+            raise
+        return stream
+
+    async def close(self) -> None:
+        """See `thrifty.serve.engine.Engine`."""
+        self._closed = True
+        self._inbox.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    def _run(self) -> None:
+        """Decode until the engine is closed; all that follows runs on this thread."""
+        while True:
+            try:
+                idle = not self._scheduler.plays and not self._waiting
+                if not self._take_in(wait=idle):
+                    return
+                while self._waiting and len(self._scheduler.plays) < self.slots:
+                    self._scheduler.start(self._waiting.popleft()[1])
+                self._scheduler.step()
+            except Exception as error:  # what a request does wrong is caught below; nobody must wait for ever
+                _log.error("the engine failed", exc_info=error)
+                self._abandon(Refusal("the engine failed: try again", 500, "engine_error"))
+            self._flush()
+
+    def _take_in(self, wait: bool) -> bool:
+        """Accept or refuse what has come in; tell whether to go on."""
+        while True:
+            try:
+                stream = self._inbox.get(block=wait)
+            except Empty:
+                return True
+            wait = False
+            if stream is None:
+                self._abandon(_shutting_down())
+                self._flush()
+                return False
+            if stream.cancelled:
+                continue
+            emit = functools.partial(self._emit, stream)
+            try:
+                play = Play(self._order(stream.ask), emit)
+            except ThriftyError as error:
+                emit(refusal(error))
+            except Exception as error:
+                _log.error("a request could not be prepared", exc_info=error)
+                emit(Refusal("the engine failed on this request", 500, "engine_error"))
+            else:
+                stream.play = play
+                play.cancelled = stream.cancelled  # it may have been cancelled meanwhile
+                emit(None)
+                self._waiting.append((stream, play))
+
+    def _emit(self, stream: LocalStream, event: Event | Refusal | None) -> None:
+        self._outbox.append((stream, event))
+
+    def _flush(self) -> None:
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[LocalStream, Event | Refusal | None]]] = {}
+        for stream, event in self._outbox:
+            by_loop.setdefault(stream.loop, []).append((stream, event))
+        self._outbox = []
+        for loop, events in by_loop.items():
+            try:
+                loop.call_soon_threadsafe(_deliver, events)
+            except RuntimeError:  # the loop is closed, and nobody reads any more
+                for stream, _ in events:
+                    stream.cancel()
+
+    def _abandon(self, error: Refusal) -> None:
+        """End everything."""
+        for play in (*self._scheduler.plays, *(play for _, play in self._waiting)):
+            play.fail(error)
+        self._waiting.clear()
+        self._scheduler = Scheduler(self.model, self.slots)
+
+    def _checked(self, spec: str) -> Composition:
+        """Return the composition that a specification names.
+
+        Raises:
+            ThriftyError: there is none, or it cannot work here.
+        """
+        composition = get_method(spec)
+        alone = next((part.slug for part in composition.parts if part.alone), None)
+        if alone:
+            raise ThriftyError(
+                f"method {alone!r} decodes in a way of its own, which a server's batch cannot hold: "
+                f"run it with `thrifty ask --method {alone}`, or choose another"
+            )
+        composition.check(self.model)
+        return composition
+
+    def _auto(self, spec: str) -> str:
+        """Return the specification that reads how hard a question is, and then does what another one says."""
+        probing = format_spec("diffadapt", {"probe": self._difficulty, "temperatures": False})
+        return probing if spec == "vanilla" else f"{probing}+{spec}"
+
+    def _order(self, ask: Ask) -> Order:
+        """Return what is to be done for a request.
+
+        Raises:
+            ThriftyError: it cannot be done; the text goes to the client.
+        """
+        model, settings, spec = self.model, ask.settings, ask.method or self._served.method
+        probed = ask.effort == effort.AUTO and self._difficulty
+        composition = self._composition(self._auto(spec) if probed else spec)
+        problem = Problem("question", ask.messages)
+        self._refuse_misfits(ask, composition)
+        prompt = self._rendered(ask)
+        tokens, room = self._measured(prompt)
+        closing = self._closing(ask, prompt)
+        # no room to close the thinking and answer: the prompt closes it, and nothing is left to steer
+        tight = model.think.thinks and min(settings.max_tokens, room) < model.close_length + 2
+        if tight:
+            composition = self._composition("vanilla")
+            tokens, room = self._measured(prompt + closing)
+        limit = settings.max_tokens if ask.limited else min(settings.max_tokens, room)
+        budget = settings.thinking_budget
+        if ask.effort is not None and not probed:
+            word = effort.difficulty(ask.messages) if ask.effort == effort.AUTO else ask.effort
+            budget = effort.budget(word, limit)
+        settings = settings.with_(max_tokens=limit, thinking_budget=budget)
+        if not settings.reserve:
+            settings = settings.with_(answer_reserve=1)
+        return Order(composition, settings, problem, ask.prompt, tokens, ask.sample, ask.logprobs, closing, tight)
+
+    def _measured(self, prompt: str) -> tuple[int, int]:
+        """Return the tokens of a prompt, and how many the context leaves for the response.
+
+        Raises:
+            ContextOverflow: it leaves none.
+        """
+        tokens = len(self.model.encode_prompt(prompt))
+        if tokens >= self.model.context_length:
+            raise self._too_long(tokens)
+        return tokens, self.model.context_length - tokens
+
+    def _closing(self, ask: Ask, prompt: str) -> str:
+        """Return what to write behind a prompt so that the response begins with the answer."""
+        think = self.model.think
+        if not think.thinks:
+            return ""
+        question = ask.messages[-1]["content"] if ask.messages else ""
+        if self.model.tracker.start(prompt, question).phase == "thinking":
+            return think.force_close
+        return think.force_open + think.force_close if ask.messages else ""
+
+    def _refuse_misfits(self, ask: Ask, composition: Composition) -> None:
+        calls, spec = composition.calls, composition.spec
+        if ask.prompt is not None and calls:
+            raise Refusal(f"method {calls!r} needs a conversation: use /v1/chat/completions", 400, None, "prompt")
+        if ask.logprobs is not None and not composition.streams:
+            raise Refusal(f"method {spec!r} chooses among samples and gives no logprobs", 400, None, "logprobs")
+
+    def _rendered(self, ask: Ask) -> str:
+        """Return the prompt as the plain model gets it."""
+        given = ask.prompt if ask.prompt is not None else "".join(message["content"] for message in ask.messages)
+        size = len(given.encode())
+        if size > self._longest * self.model.context_length:  # not worth tokenising
+            raise self._too_long(-(-size // self._longest))
+        if ask.prompt is not None:
+            return ask.prompt
+        if not self.model.template:
+            return self.model.render(ask.messages)
+        from jinja2 import TemplateError
+
+        try:
+            return self.model.render(ask.messages)
+        except TemplateError as error:
+            said = str(error)[:200]
+            raise Refusal(f"the model's chat template refuses these messages: {said}", 400, None, "messages") from error
+
+    def _too_long(self, tokens: int) -> ContextOverflow:
+        return ContextOverflow(
+            f"the prompt has at least {tokens} tokens, but {self.model.name!r} has a context of "
+            f"{self.model.context_length}: shorten it"
+        )
+
+
+def _deliver(events: Sequence[tuple[LocalStream, Event | Refusal | None]]) -> None:
+    for stream, event in events:
+        stream.deliver(event)
+
+
+def _shutting_down() -> Refusal:
+    return Refusal("the server is shutting down: try again", 503, "shutting_down", retry_after=5.0)

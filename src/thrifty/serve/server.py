@@ -1,0 +1,129 @@
+"""The process: the gateway on a socket, until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from thrifty.errors import ThriftyError
+from thrifty.serve.app import Gateway
+
+MOST_HEAD = 1 << 18
+"""Bytes that may come before the headers of a request are complete."""
+HEAD_SECONDS = 30.0
+"""That the headers of a request may take to arrive."""
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """HTTP with an end to headers that never end."""
+
+    _in_head = True
+    _head = 0
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as the base has it
+        super().connection_made(transport)
+        self._wait_for_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._in_head:
+            self._head += len(data)
+            if self._head > MOST_HEAD and not self.transport.is_closing():
+                self.send_400_response("The headers are too large.")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head, self._head = True, 0
+        self._wait_for_head()
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._stop_waiting()
+        super().on_headers_complete()
+
+    def _wait_for_head(self) -> None:
+        self._stop_waiting()
+        self._timer = self.loop.call_later(HEAD_SECONDS, self._give_up)
+
+    def _stop_waiting(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _give_up(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.close()
+
+
+class Server(uvicorn.Server):
+    """The gateway on a socket.
+
+    Args:
+        gateway: what answers; its engine is closed with the server.
+        host: where to listen.
+        port: likewise, 0 for any that is free.
+        graceful_seconds: that requests at work get when the server is told to stop.
+        ready: told the address once requests are taken.
+
+    Raises:
+        ThriftyError: nothing can listen there.
+    """
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        host: str = "127.0.0.1",
+        port: int = 8000,
+        graceful_seconds: int = 30,
+        ready: Callable[[str], None] | None = None,
+    ) -> None:
+        self._gateway, self._ready = gateway, ready
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._socket = socket.socket(family, socket.SOCK_STREAM)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            self._socket.bind((host, port))
+        except OSError as error:
+            self._socket.close()
+            raise ThriftyError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from error
+        shown = f"[{host}]" if ":" in host else host
+        self.address = f"http://{shown}:{self._socket.getsockname()[1]}"
+        super().__init__(
+            uvicorn.Config(
+                gateway.app,
+                http=BoundedProtocol,
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                log_level="error",
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                backlog=1024,
+                timeout_graceful_shutdown=graceful_seconds,
+            )
+        )
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and self._ready is not None:
+            self._ready(self.address)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        try:
+            await super().shutdown(sockets)
+        finally:
+            await self._gateway.engine.close()
+
+    def listen(self) -> None:
+        """Serve until the process is told to stop."""
+        self.run([self._socket])
