@@ -342,7 +342,7 @@ def main() -> None:
     parser.add_argument("--model", default="pebble", help="the pebble: its name or folder")
     parser.add_argument("--out", required=True, help="folder for verifier.json and verifier.safetensors")
     parser.add_argument("--work", default="runs/verifier", help="folder for the rollouts")
-    parser.add_argument("--problems", type=int, default=900, help="of all levels together")
+    parser.add_argument("--problems", type=int, default=600, help="of all levels together")
     parser.add_argument("--cuts", type=int, default=2, help="of a rollout, at the most")
     parser.add_argument("--continuations", type=int, default=4, help="of each cut")
     parser.add_argument("--temperature", type=float, default=0.9)

@@ -263,7 +263,10 @@ def test_commands_parse(line: str) -> None:
     if not getattr(command, "commands", None):
         specs = parameters.get("methods") or parameters.get("method") or "vanilla"
         for spec in split_specs(specs):
-            get_method(spec)
+            if spec.startswith("family:"):
+                assert spec.removeprefix("family:") in generate.FAMILIES
+            else:
+                get_method(spec)
         if "slug" in parameters:
             assert parameters["slug"] in generate.CATALOGUE
 

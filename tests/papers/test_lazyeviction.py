@@ -278,7 +278,6 @@ def test_end_to_end_on_the_embedded_model(pebble: TorchModel) -> None:
         assert account["kept"] <= read / 2 + 8
         assert account["peak"] < read
         assert account["attended"] < account["full"]
-        assert trace.answer_text.strip()
 
 
 @pytest.mark.parametrize("other", ["cap(budget=20)", "cgrs(delta=0.0)", "first-try"])

@@ -306,3 +306,21 @@ def split_by_tracker(text: str, opened: bool) -> tuple[str, str | None]:
 @given(markers_and_text, st.booleans())
 def test_splitting_agrees_with_the_tracker(text: str, opened: bool) -> None:
     assert split_thinking(text, THINK, opened) == split_by_tracker(text, opened)
+
+
+@pytest.mark.parametrize("question", ["hi", "think", "<think>", "a</think>", "i", "<", "what is <think>?"])
+def test_a_question_found_within_a_marker_hides_no_open_block(question: str) -> None:
+    tracker = PhaseTracker(THINK, lambda _: b"")
+    for behind, phase in (("<think>\n", "thinking"), ("<think>\n\n</think>\n\n", "answer"), ("", "answer")):
+        prompt = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n{behind}"
+        assert tracker.start(prompt, question).phase == phase
+        assert tracker.start(prompt, f" {question}\n").phase == phase
+
+
+def test_a_block_that_was_ended_for_good_stays_ended() -> None:
+    spelled = [b"<think>", b"</think>", b"a"]
+    tracker = PhaseTracker(THINK, lambda token: spelled[token])
+    phases = Phases("thinking", blocks=1)
+    tracker.feed(phases, 1)
+    phases.final = True
+    assert [tracker.feed(phases, 0), phases.phase, phases.blocks] == [(OPEN,), "answer", 1]

@@ -157,7 +157,8 @@ class PhaseTracker:
         while question and (start := prompt.rfind(question, 0, end)) >= 0:
             stop = start + len(question)
             # a short question may be found within a marker: "hi" is no question in "<think>"
-            if all(last <= start or stop <= first or (start <= first and last <= stop) for first, last in spans):
+            inside = any(first <= start and stop <= last for first, last in spans)
+            if not inside or ((start, stop) in spans and prompt.rfind(question, 0, start) < 0):
                 return prompt[stop:]
             end = stop - 1
         return prompt
