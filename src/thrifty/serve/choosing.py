@@ -21,7 +21,7 @@ CHOICES = frozenset(
     {
         "ask", "count", "cost", "aggregate", "divisor", "h2", "handover", "levels", "mode", "noise", "on_decline",
         "policy", "prompts", "schedule", "scorer", "select", "selector", "share", "signal", "strategy", "style",
-        "thought", "verification",
+        "verification",
     }
 )  # fmt: skip
 """Options whose values are words from a fixed list, which their methods check."""
