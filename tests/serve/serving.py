@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -81,8 +80,3 @@ def replay(**responses: str) -> ReplayModel:
     """Return a model that answers each question with what was recorded for it."""
     recordings = [Recording(question.replace("_", " "), response) for question, response in responses.items()]
     return ReplayModel(recordings, "replay", THINK_FORMATS["think"])
-
-
-def run(coroutine: Any) -> Any:
-    """Run a coroutine to its end."""
-    return asyncio.run(asyncio.wait_for(coroutine, 600))

@@ -46,8 +46,8 @@ class Gateway:
         door: who is let in.
         defaults: what holds where a client says nothing.
         vanilla: what plain responses take.
-        vanilla_share: of the requests with a method that are answered once more without one, to measure what plain
-            responses take; nobody is sent those.
+        vanilla_share: of the requests with a method or a bound on the thinking that are answered once more without,
+            to measure what plain responses take; nobody is sent those.
     """
 
     def __init__(
@@ -140,12 +140,14 @@ class Gateway:
 
     def _observe(self, ask: Ask, done: Done) -> None:
         """Take note of the end of a response."""
-        plain = done.method == "vanilla" and ask.settings.thinking_budget is None and ask.effort in (None, "xhigh")
-        if plain and done.exit_reason != CANCELLED:
+        if done.method == "vanilla" and _unbounded(ask) and done.exit_reason != CANCELLED:
             self.vanilla.observe(ask.model, done)
 
     def _measure(self, ask: Ask) -> None:
         """Answer a share of the requests once more without a method; nobody waits for it."""
+        default = next(served.method for served in self.engine.models() if served.id == ask.model)
+        if (ask.method or default) == "vanilla" and _unbounded(ask):
+            return
         self._due += self._share
         if self._due < 1 or len(self._shadows) >= MOST_SHADOWS:
             return
@@ -205,6 +207,11 @@ class Gateway:
 
     async def _health(self, request: Request) -> Response:
         return JSONResponse({"status": "ok"})
+
+
+def _unbounded(ask: Ask) -> bool:
+    """Tell whether nothing but the limit of the response bounds its thinking."""
+    return ask.settings.thinking_budget is None and ask.effort in (None, "xhigh")
 
 
 def _includes_usage(body: Generating) -> bool:

@@ -130,7 +130,7 @@ class Guard:
 
     async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         size = headers.get(b"content-length", b"")
-        if size.isdigit() and int(size) > self._door.max_body:
+        if size.isdigit() and int(size[:20]) > self._door.max_body:
             raise self._too_large()
         body = bytearray()
         try:
