@@ -44,10 +44,11 @@ class StopFilter:
         if self.stopped:
             return ""
         whole = self._held + text
-        found = [place for string in self._stop if (place := whole.find(string)) >= 0]
+        # the first to be complete ends the text, or what is found would depend on where pieces end
+        found = [(place + len(string), place) for string in self._stop if (place := whole.find(string)) >= 0]
         if found:
             self.stopped, self._held = True, ""
-            return whole[: min(found)]
+            return whole[: min(found)[1]]
         sizes = () if last else range(min(self._longest, len(whole)), 0, -1)
         kept = next((n for n in sizes if any(string.startswith(whole[-n:]) for string in self._stop)), 0)
         self._held = whole[len(whole) - kept :]
