@@ -60,7 +60,7 @@ def small() -> TorchModel:
 def run(
     model: TorchModel, controllers: Sequence[Controller], count: int = 3, **values: float
 ) -> dict[tuple[str, int], Row]:
-    settings = Settings(**{"max_tokens": 40, "batch_size": 4, **values})  # type: ignore[arg-type]
+    settings = Settings(**{"max_tokens": 40, "batch_size": 4, **values})  # type: ignore[arg-type]  # of mixed types
     jobs = jobs_for(load_task("mix").problems(count, seed=3), 2)
     plans = ((job, Plan(model.render(job.problem.messages), controllers)) for job in jobs)
     return {(row.job.problem.id, row.job.sample): row for row in decode_rows(model, plans, settings)}

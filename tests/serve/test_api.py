@@ -47,7 +47,7 @@ def streamed(server: Running, model: str = "wordy", **changes: Any) -> tuple[dic
 def without_time(usage: Any) -> dict[str, Any]:
     told = usage.model_dump()
     del told["thrifty"]["wall_seconds"], told["thrifty"]["saved"]
-    return told  # type: ignore[no-any-return]
+    return told  # type: ignore[no-any-return]  # it comes from JSON
 
 
 @pytest.mark.parametrize("method", ["vanilla", "cap(budget=4)", "cgrs+first-try", "majority(samples=2)"])

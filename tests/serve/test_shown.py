@@ -77,7 +77,7 @@ def _byte_tokens(model: TorchModel, byte: int) -> list[int]:
     if not hasattr(_byte_tokens, "known"):
         known = {model.texts.bytes_of(t): t for t in range(len(model.texts)) if len(model.texts.bytes_of(t)) == 1}
         _byte_tokens.known = known  # type: ignore[attr-defined]  # found once for all examples
-    return [_byte_tokens.known[bytes([byte])]]  # type: ignore[attr-defined]
+    return [_byte_tokens.known[bytes([byte])]]  # type: ignore[attr-defined]  # as above
 
 
 def test_half_a_character_at_the_end_is_marked(toy: TorchModel) -> None:
