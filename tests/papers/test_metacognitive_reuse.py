@@ -178,17 +178,22 @@ def test_the_template_strategist_asks_for_a_plan_and_takes_its_lines(pebble: Tor
         prompt = pebble.render(in_format(problem.messages, "plan"))
         assert trace.usage.prompt == len(pebble.encode_prompt(prompt))
         assert trace.usage.probe == 0
-        assert trace.events[Curation.slug]["behaviors"] == plan_notes(trace.text, "sums")
+        notes = plan_notes(trace.text)
+        assert notes
+        assert trace.events[Curation.slug]["behaviors"] == [("behavior_sums", note) for note in notes]
 
 
 def test_of_plans_stays_what_recurs_in_right_ones() -> None:
     solved = []
     for i, problem in enumerate(TRAIN):
         plan = f"Plan:\n1. Start with {i}00.\n2. Add column by column.\n3. Think of number{'x' * i} at last.\n\nDone."
-        told = {Curation.slug: {"behaviors": plan_notes(plan, "sums"), "counts": {}}}
+        told = {Curation.slug: {"behaviors": [("behavior_sums", note) for note in plan_notes(plan)], "counts": {}}}
         solved.append((problem, Trace(problem.id, "", 0, 0, [], "eos", "model", correct=i < 6, events=told)))
     book, counts = Curation(strategist="template").collect(solved)
-    assert [b.instruction for b in book.behaviors] == ["Start with N.", "Add column by column."]
+    assert [b.line for b in book.behaviors] == [
+        "behavior_sums_1: Start with N.",
+        "behavior_sums_2: Add column by column.",
+    ]
     assert all(len(b.sources) == 6 for b in book.behaviors)
     assert (counts["traces"], counts["traces_not_right"], counts["not_recurring"]) == (10, 4, 6)
     assert len(Curation(strategist="template", recurring=7).collect(solved)[0]) == 0

@@ -173,17 +173,19 @@ def test_an_instruction_that_holds_the_answer_leaks(instruction: str, answer: st
 
 def test_plans_give_notes_without_their_numbers() -> None:
     text = "Plan:\n1. Start with 45.\n2. Go on with +5 -6, one term a line.\n3. Stop.\n\n4. Work it out.\n45+5"
-    assert plan_notes(text, "sums") == [
-        ("behavior_sums_start_with", "Start with N."),
-        ("behavior_sums_go_on_with_one_term", "Go on with N, one term a line."),
-    ]
-    assert plan_notes("no plan", "sums") == []
+    assert plan_notes(text) == ["Start with N.", "Go on with N, one term a line."]
+    assert plan_notes("no plan") == []
 
 
 def test_what_recurs_comes_from_several_questions() -> None:
-    often, twice = ("behavior_a", "Do it."), ("behavior_b", "Do that.")
-    notes = [("q1", often), ("q2", often), ("q1", twice), ("q1", twice)]
-    assert recurring(notes, 2) == {often}
+    def noted(source: str, instruction: str, name: str = "behavior_a") -> Behavior:
+        return Behavior(name, instruction, (), (source,))
+
+    often, again = [noted("q1", "Do it."), noted("q2", "Do it.")], [noted("q1", "Do more."), noted("q3", "Do more.")]
+    twice_of_one, other = [noted("q1", "Do that.")] * 2, [noted("q1", "Do it.", "behavior_b")] * 2
+    found = recurring([*twice_of_one, *often, *other, *again], 2)
+    assert [b.line for b in found] == ["behavior_a_1: Do it."] * 2 + ["behavior_a_2: Do more."] * 2
+    assert [b.sources for b in found] == [("q1",), ("q2",), ("q1",), ("q3",)]
 
 
 def test_citations_and_their_precision() -> None:

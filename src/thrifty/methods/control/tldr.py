@@ -20,6 +20,7 @@ from thrifty.methods.base import Method
 from thrifty.models.torch import TorchModel
 
 MODES = ("shifted", "ratio", "bias")
+PLACES = ("auto", "anywhere", "lines", "paragraphs")
 STREAM = 4
 """Early stops of greedy rows draw from a stream of their own."""
 DRAWN = 1e4
@@ -60,8 +61,11 @@ class _ScaleStop(Controller):
         behind_line = model.encode("\n" + closer)[-len(model.encode(closer)) :]
         stop = {model.encode(closer)[0], behind_line[0]}
         self.stop = torch.tensor(sorted(stop), dtype=torch.int64, device=model.device)
-        # a closer that is no token of its own begins as other closing tags do, but seldom at the beginning of a line
-        self.at_line_ends = not all(token in model.tokenizer.added_tokens_decoder for token in stop)
+        self.place = method.place
+        if self.place == "auto":
+            # a closer that is no token of its own begins as other closing tags do, but seldom at the start of a line
+            own = all(token in model.tokenizer.added_tokens_decoder for token in stop)
+            self.place = "anywhere" if own else "lines"
 
     def begin(self, rows: Sequence[Row], batch: Batch) -> None:
         for row in rows:
@@ -94,7 +98,9 @@ class _ScaleStop(Controller):
     def _due(self, row: Row) -> bool:
         if not row.thinking or row.forced or row.thinking_tokens < self.method.min_think_tokens:
             return False
-        return not self.at_line_ends or row.line_ended or not row.ids
+        if self.place == "paragraphs":
+            return row.paragraph_ended
+        return self.place == "anywhere" or row.line_ended or not row.ids
 
     def after_token(self, rows: Sequence[Row], batch: Batch) -> None:
         for row in rows:
@@ -118,12 +124,16 @@ class TS(Method):
     for the literal one, and the temperatures. The paper samples; the shifted form never changes which token is the
     likeliest, so where decoding is greedy the stop alone is drawn, with its scaled probability, and all else stays
     greedy. A closer of several tokens is scaled by its first one, at the beginning of lines only.
+    Ours: ``place``, for models whose stop is as likely inside a working as behind it.
 
     Attributes:
         temperature: T of the modes ``shifted`` and ``ratio``; 1 changes nothing, above 1 the model thinks longer.
         mode: ``shifted``, ``ratio`` (the literal form) or ``bias``; see `scale_stop`.
         bias: b of the mode ``bias``, in nats; 0 changes nothing.
         min_think_tokens: thinking tokens before which nothing is scaled, against empty thoughts.
+        place: where the stop is scaled: ``anywhere``, at the beginning of ``lines`` or of all
+            ``paragraphs`` but the first; ``auto`` is
+            anywhere for a closer that is one token, else lines.
     """
 
     slug: ClassVar[str] = "tldr"
@@ -132,10 +142,13 @@ class TS(Method):
     mode: str = "shifted"
     bias: float = 0.0
     min_think_tokens: int = 0
+    place: str = "auto"
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ThriftyError(f"tldr: mode must be one of {', '.join(MODES)}, not {self.mode!r}")
+        if self.place not in PLACES:
+            raise ThriftyError(f"tldr: place must be one of {', '.join(PLACES)}, not {self.place!r}")
         if not (0 < self.temperature < math.inf or (self.temperature == 0 and self.mode == "shifted")):
             raise ThriftyError("tldr: temperature must be above 0; in mode shifted it may be 0")
         if not math.isfinite(self.bias) or (self.bias and self.mode != "bias"):

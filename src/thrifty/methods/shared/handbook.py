@@ -23,7 +23,6 @@ LEAST_WORDS, MOST_CHARACTERS = 3, 400
 """An instruction is one sentence: what has fewer words says nothing, what is longer is a solution."""
 TELLING = 6
 """Characters of an answer in words from which a text that holds it gives it away."""
-NAME_WORDS = 6
 CHUNK = 64
 """Texts that a sentence model reads at once."""
 
@@ -98,35 +97,42 @@ def parse_behaviors(text: str) -> Parsed | None:
     return Parsed(kept, len(pairs) - len(kept))
 
 
-def plan_notes(text: str, topic: str) -> list[tuple[str, str]]:
-    """Return the lines of the plan with which a text begins as behaviors, numbers replaced by "N".
+def plan_notes(text: str) -> list[str]:
+    """Return the lines of the plan with which a text begins, each once, numbers replaced by "N".
 
-    "Go on with +5 -6, one term a line." gives the instruction "Go on with N, one term a line.".
+    "Go on with +5 -6, one term a line." gives "Go on with N, one term a line.".
 
     Args:
         text: a numbered plan, up to the first blank line.
-        topic: of the question; it begins the names.
     """
-    notes = []
-    for title in dict.fromkeys(titles(text.partition("\n\n")[0])):
-        note = _NUMBERS.sub("N", title)
-        if len(note.split()) >= LEAST_WORDS and len(note) <= MOST_CHARACTERS and not _MARKUP.search(note):
-            words = re.sub(r"\bN\b", "", note).split()[:NAME_WORDS]
-            notes.append((behavior_name(" ".join([topic, *words])), note))
-    return notes
+    notes = dict.fromkeys(_NUMBERS.sub("N", title) for title in titles(text.partition("\n\n")[0]))
+    return [
+        note
+        for note in notes
+        if len(note.split()) >= LEAST_WORDS and len(note) <= MOST_CHARACTERS and not _MARKUP.search(note)
+    ]
 
 
-def recurring(notes: Iterable[tuple[str, tuple[str, str]]], least: int) -> set[tuple[str, str]]:
-    """Return the behaviors that come from several questions.
+def recurring(found: Sequence[Behavior], least: int) -> list[Behavior]:
+    """Return those of a template's behaviors that come from several questions, named by topic and number.
+
+    Short names cost few tokens in every prompt, and a small model copies them without mistakes.
 
     Args:
-        notes: pairs of a source and a behavior.
+        found: behaviors whose names are their topics, each with one source.
         least: sources that a behavior needs.
     """
     sources: dict[tuple[str, str], set[str]] = {}
-    for source, behavior in notes:
-        sources.setdefault(behavior, set()).add(source)
-    return {behavior for behavior, found in sources.items() if len(found) >= least}
+    for behavior in found:
+        sources.setdefault((behavior.name, behavior.instruction), set()).update(behavior.sources)
+    names: dict[tuple[str, str], str] = {}
+    for name, instruction in (key for key, its in sources.items() if len(its) >= least):
+        names[name, instruction] = f"{name}_{1 + sum(name == other for other, _ in names)}"
+    return [
+        replace(behavior, name=names[behavior.name, behavior.instruction])
+        for behavior in found
+        if (behavior.name, behavior.instruction) in names
+    ]
 
 
 def leaks(instruction: str, answer: str | None) -> bool:

@@ -117,7 +117,8 @@ class Curation(FlowMethod):
         messages = in_format(job.problem.messages, "plan") if template else job.problem.messages
         (row,) = yield [stage.call(stage.render(job, messages), messages=messages)]
         if template:
-            notes = books.plan_notes(solution_of(stage.model, row), topic_of(job.problem, self.topic) or "")
+            name = books.behavior_name(topic_of(job.problem, self.topic) or "note")
+            notes = [(name, note) for note in books.plan_notes(solution_of(stage.model, row))]
             extracted = Extracted(notes, [], Counter())
         else:
             strategist = strategist_model(self.strategist, stage.model)
@@ -148,9 +149,9 @@ class Curation(FlowMethod):
                 else:
                     found.append(Behavior(name, instruction, topics, (source,)))
         if template:
-            again = books.recurring(((b.sources[0], (b.name, b.instruction)) for b in found), self.recurring)
-            counts["not_recurring"] = sum((b.name, b.instruction) not in again for b in found)
-            found = [b for b in found if (b.name, b.instruction) in again]
+            again = books.recurring(found, self.recurring)
+            counts["not_recurring"] = len(found) - len(again)
+            found = again
         counts["duplicates"] = sum(not book.add(behavior) for behavior in found)
         return book, dict(counts)
 
