@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -58,22 +58,6 @@ def suppression_probability(certainty: float, delta: float) -> float:
     return max(0.0, (certainty - delta) / (1.0 - delta))
 
 
-def trigger_pieces(token_texts: Sequence[str], words: Iterable[str]) -> frozenset[int]:
-    """Return the ids of all tokens that begin one of some words, in its own spelling, without being it.
-
-    Args:
-        token_texts: the decoded text of each token id.
-        words: the words.
-    """
-    beginnings = {word[:end] for word in words for end in range(1, len(word))}
-    return frozenset(i for i, text in enumerate(token_texts) if text in beginnings)
-
-
-def _at_word(row: Row) -> bool:
-    """Tell whether the next token of a row begins a word."""
-    return not row.ids or row.model.texts.bytes_of(row.ids[-1])[-1:].isspace()
-
-
 class _Suppress(Controller):
     def __init__(self, method: CGRS, model: TorchModel) -> None:
         self.method = method
@@ -81,9 +65,6 @@ class _Suppress(Controller):
         self.delta = method.bar
         ids = sorted(i for i in marker_ids(model.texts.all(), method.triggers) if i < model.vocabulary_size)
         self.triggers = torch.tensor(ids, dtype=torch.int64, device=model.device)
-        pieces = trigger_pieces(model.texts.all(), method.triggers) if method.pieces else ()
-        ids = sorted(i for i in {*ids, *pieces} if i < model.vocabulary_size)
-        self.at_words = torch.tensor(ids, dtype=torch.int64, device=model.device)
 
     def begin(self, rows: Sequence[Row], batch: Batch) -> None:
         for row in rows:
@@ -99,12 +80,8 @@ class _Suppress(Controller):
         masked = np.flatnonzero(uniforms(keys, counters, STREAM) < probabilities)
         if not len(masked):
             return logits
-        at_words = np.array([_at_word(rows[i]) for i in masked])
-        for some, ids in ((masked[~at_words], self.triggers), (masked[at_words], self.at_words)):
-            if len(some):
-                places = torch.from_numpy(some).to(logits.device)
-                logits = logits.index_put((places[:, None], ids), logits.new_tensor(MASKED))
-        return logits
+        places = torch.from_numpy(masked).to(logits.device)
+        return logits.index_put((places[:, None], self.triggers), logits.new_tensor(MASKED))
 
     def after_token(self, rows: Sequence[Row], batch: Batch) -> None:
         method = self.method
@@ -145,8 +122,6 @@ class CGRS(Method):
         calibration: path of what ``thrifty tune cgrs`` wrote; its delta is used instead.
         triggers: the words, in every spelling of the vocabulary that is one token. A model that begins its
             reflections with other words, as pebble does with "Let me double-check", evades the paper's list.
-        pieces: also mask tokens with which such a word begins, where a word begins. Ours: a small vocabulary has
-            other spellings of a masked word, begins it by them, and goes on as broken text.
         cue: announces the tentative answer.
         probe_tokens: limit on the tentative answer.
         close_thinking: end the thinking before the cue, for models that answer only then; the paper does not.
@@ -159,7 +134,6 @@ class CGRS(Method):
     delta: float = 0.9
     calibration: str = ""
     triggers: tuple[str, ...] = TRIGGERS
-    pieces: bool = False
     cue: str = "**Final Answer:** \\boxed{"
     probe_tokens: int = 20
     close_thinking: bool = False
