@@ -101,6 +101,18 @@ def test_a_closer_of_several_tokens_is_scaled_by_its_first_where_no_other_tag_ca
     assert scaled(model, [row_of(model, text) for text in texts], "tldr-ts") == [[first], [], [first], [], []]
 
 
+def test_the_place_says_where_it_is_scaled(toy: TorchModel) -> None:
+    (closer,) = toy.encode("</think>")
+    rows = [row_of(toy, text) for text in ("", "So it", "So it is 7.\n", "So it is 7.\n\n", "So.\n\nSo.\n")]
+    for place, due in (
+        ("auto", [1, 1, 1, 1, 1]),
+        ("anywhere", [1, 1, 1, 1, 1]),
+        ("lines", [1, 0, 1, 1, 1]),
+        ("paragraphs", [0, 0, 0, 1, 0]),
+    ):
+        assert scaled(toy, rows, f"tldr(place={place})") == [[closer] * here for here in due]
+
+
 def solve(model: TorchModel, spec: str, count: int = 8, **values: float) -> dict[str, Trace]:
     settings = Settings(**{"max_tokens": 160, "temperature": 0.6, **values})  # type: ignore[arg-type]
     jobs = jobs_for(load_task("mix").problems(limit=count, seed=5), 1)
@@ -189,6 +201,7 @@ def test_both_names_are_one_method() -> None:
     ("options", "message"),
     [
         ("mode=odd", "shifted, ratio, bias"),
+        ("place=odd", "lines, paragraphs"),
         ("temperature=-0.1", "temperature"),
         ("mode=ratio,temperature=0", "temperature"),
         ("bias=1.0", "mode=bias"),

@@ -13,7 +13,7 @@ from thrifty.catalogue import Need
 from thrifty.decoding.artefact import Artefact, identity
 from thrifty.decoding.flow import Call, Flow, Role, conclude
 from thrifty.decoding.row import Row
-from thrifty.errors import ThriftyError
+from thrifty.errors import ThriftyError, UnknownName
 from thrifty.methods.base import FlowMethod, Stage
 from thrifty.methods.shared import handbook as books
 from thrifty.methods.shared.handbook import Behavior, Handbook, Retrieved, Retriever
@@ -34,6 +34,7 @@ from thrifty.traces.trace import Message, Trace, Usage
 
 MODES = ("auto", "bci", "self-improve", "critique")
 RETRIEVALS = ("topic", "embedding")
+PROMPTS = ("full", "appended")
 
 BCI_PROMPT = """Below is a list of behaviors with short instructions, then a problem. Solve it step by step; whenever \
 one of the behaviors applies, use it and mention its name.
@@ -43,6 +44,7 @@ Behaviors:
 
 Problem:
 {question}"""
+APPENDED_PROMPT = "{question}\n\nBehaviors:\n{behaviors}"
 CRITIQUE_PROMPT = """{question}
 
 Here is a solution:
@@ -83,6 +85,9 @@ class MetacognitiveReuse(FlowMethod):
         retrieval: ``topic``, all behaviors of the question's topic, and ``embedding`` where it has none that the
             handbook knows; ``embedding``, the ``k`` most similar.
         k: behaviors retrieved by embedding.
+        prompt: ``full``, instructions, behaviors and question; ``appended``, ours: the question, and behind it the
+            behaviors with nothing said about them, which costs fewer tokens and leaves the question where a small
+            model is used to it.
         topic: key of the problem's metadata that tells its topic.
         embedder: folder of a sentence model, charged as a helper; empty for character n-grams.
         budget: tokens that the behaviors may add to the prompt; 0 for what ``max_tokens``, or half of the window if
@@ -101,6 +106,7 @@ class MetacognitiveReuse(FlowMethod):
     mode: str = "auto"
     retrieval: str = "topic"
     k: int = 40
+    prompt: str = "full"
     topic: str = "family"
     embedder: str = ""
     budget: int = 0
@@ -110,10 +116,9 @@ class MetacognitiveReuse(FlowMethod):
     strategist_tokens: int = 512
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES or self.retrieval not in RETRIEVALS:
-            raise ThriftyError(
-                f"metacognitive-reuse: mode is one of {', '.join(MODES)}; retrieval one of {', '.join(RETRIEVALS)}"
-            )
+        for name, known in (("mode", MODES), ("retrieval", RETRIEVALS), ("prompt", PROMPTS)):
+            if getattr(self, name) not in known:
+                raise UnknownName(f"{name} of metacognitive-reuse", getattr(self, name), known)
         if min(self.k, self.strategist_tokens) < 1 or min(self.rounds, self.budget) < 0:
             raise ThriftyError(
                 "metacognitive-reuse: k and strategist_tokens must be at least 1, rounds and budget at least 0"
@@ -205,7 +210,7 @@ class MetacognitiveReuse(FlowMethod):
         *before, question = job.problem.messages
 
         def messages(count: int) -> Sequence[Message]:
-            content = bci_prompt(behaviors[:count], question["content"])
+            content = bci_prompt(behaviors[:count], question["content"], self.prompt)
             return [*before, {**question, "content": content}] if count else job.problem.messages
 
         plain, most = _length(stage, job, job.problem.messages), _window(stage)
@@ -270,11 +275,18 @@ class MetacognitiveReuse(FlowMethod):
         return Artefact(cls.slug, identity(tuning.model), made_with, {"behaviors": book.values()}, report)
 
 
-def bci_prompt(behaviors: Sequence[Behavior], question: str) -> str:
-    """Return the prompt that gives behaviors with a question; without any it is the question."""
+def bci_prompt(behaviors: Sequence[Behavior], question: str, prompt: str = "full") -> str:
+    """Return the prompt that gives behaviors with a question; without any it is the question.
+
+    Args:
+        behaviors: to be given.
+        question: its text.
+        prompt: one of `PROMPTS`.
+    """
     if not behaviors:
         return question
-    return BCI_PROMPT.format(behaviors="\n".join(f"- {b.line}" for b in behaviors), question=question)
+    template = BCI_PROMPT if prompt == "full" else APPENDED_PROMPT
+    return template.format(behaviors="\n".join(f"- {b.line}" for b in behaviors), question=question)
 
 
 def _window(stage: Stage) -> int | None:

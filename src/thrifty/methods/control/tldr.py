@@ -132,8 +132,7 @@ class TS(Method):
         bias: b of the mode ``bias``, in nats; 0 changes nothing.
         min_think_tokens: thinking tokens before which nothing is scaled, against empty thoughts.
         place: where the stop is scaled: ``anywhere``, at the beginning of ``lines`` or of all
-            ``paragraphs`` but the first; ``auto`` is
-            anywhere for a closer that is one token, else lines.
+            ``paragraphs`` but the first; ``auto`` is anywhere for a closer that is one token, else lines.
     """
 
     slug: ClassVar[str] = "tldr"
