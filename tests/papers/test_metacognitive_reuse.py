@@ -85,7 +85,7 @@ def test_behaviors_of_the_topic_are_in_the_prompt_but_those_of_the_question_itse
 
 
 def test_behaviors_can_be_appended_to_the_question(handbook: str, pebble: TorchModel) -> None:
-    found = solve(pebble, f"{SLUG}({handbook},prompt=appended)", PROBLEMS[:1])[PROBLEMS[0].id]
+    found = solve(pebble, f"{SLUG}({handbook},layout=appended)", PROBLEMS[:1])[PROBLEMS[0].id]
     asked = f"{PROBLEMS[0].question}\n\nBehaviors:\n- {BOOK.behaviors[0].line}"
     assert found.events[SLUG]["behaviors"] == [BOOK.behaviors[0].name]
     assert found.usage.prompt == len(pebble.encode_prompt(pebble.render([{"role": "user", "content": asked}])))
@@ -292,7 +292,7 @@ def test_a_model_that_gives_only_text_is_enough(handbook: str) -> None:
         ("mode=bci,pool=true,handbook=x", "self-improve"),
         ("mode=guess", "self-improve"),
         ("retrieval=guess", "embedding"),
-        ("prompt=guess", "appended"),
+        ("layout=guess", "appended"),
         ("k=0", "at least 1"),
         ("rounds=-1", "at least 0"),
         ("strategist=template", "thrifty tune"),

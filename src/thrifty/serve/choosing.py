@@ -20,15 +20,12 @@ from thrifty.spec import format_spec, parse_spec, split_specs
 CHOICES = frozenset(
     {
         "ask", "count", "cost", "aggregate", "divisor", "h2", "handover", "levels", "mode", "noise", "on_decline",
-        "policy", "prompts", "schedule", "scorer", "select", "selector", "share", "signal", "strategy", "style",
-        "verification",
+        "place", "policy", "prompts", "schedule", "scorer", "select", "selector", "share", "signal", "strategy",
+        "style", "verification",
     }
 )  # fmt: skip
 """Options whose values are words from a fixed list, which their methods check."""
-OPERATOR_ONLY = {
-    "arm": "it runs code that the model writes",
-    "metacognitive-reuse": "it keeps what it learns from one request for others",
-}
+OPERATOR_ONLY = {"arm": "it runs code that the model writes"}
 """Methods that a client may not choose on its own, and why."""
 MOST_PARTS = 4
 MOST = 64

@@ -34,7 +34,7 @@ from thrifty.traces.trace import Message, Trace, Usage
 
 MODES = ("auto", "bci", "self-improve", "critique")
 RETRIEVALS = ("topic", "embedding")
-PROMPTS = ("full", "appended")
+LAYOUTS = ("full", "appended")
 
 BCI_PROMPT = """Below is a list of behaviors with short instructions, then a problem. Solve it step by step; whenever \
 one of the behaviors applies, use it and mention its name.
@@ -85,9 +85,9 @@ class MetacognitiveReuse(FlowMethod):
         retrieval: ``topic``, all behaviors of the question's topic, and ``embedding`` where it has none that the
             handbook knows; ``embedding``, the ``k`` most similar.
         k: behaviors retrieved by embedding.
-        prompt: ``full``, instructions, behaviors and question; ``appended``, ours: the question, and behind it the
-            behaviors with nothing said about them, which costs fewer tokens and leaves the question where a small
-            model is used to it.
+        layout: of the prompt: ``full``, instructions, behaviors and question; ``appended``, ours: the question, and
+            behind it the behaviors with nothing said about them, which costs fewer tokens and leaves the question
+            where a small model is used to it.
         topic: key of the problem's metadata that tells its topic.
         embedder: folder of a sentence model, charged as a helper; empty for character n-grams.
         budget: tokens that the behaviors may add to the prompt; 0 for what ``max_tokens``, or half of the window if
@@ -106,7 +106,7 @@ class MetacognitiveReuse(FlowMethod):
     mode: str = "auto"
     retrieval: str = "topic"
     k: int = 40
-    prompt: str = "full"
+    layout: str = "full"
     topic: str = "family"
     embedder: str = ""
     budget: int = 0
@@ -116,7 +116,7 @@ class MetacognitiveReuse(FlowMethod):
     strategist_tokens: int = 512
 
     def __post_init__(self) -> None:
-        for name, known in (("mode", MODES), ("retrieval", RETRIEVALS), ("prompt", PROMPTS)):
+        for name, known in (("mode", MODES), ("retrieval", RETRIEVALS), ("layout", LAYOUTS)):
             if getattr(self, name) not in known:
                 raise UnknownName(f"{name} of metacognitive-reuse", getattr(self, name), known)
         if min(self.k, self.strategist_tokens) < 1 or min(self.rounds, self.budget) < 0:
@@ -210,7 +210,7 @@ class MetacognitiveReuse(FlowMethod):
         *before, question = job.problem.messages
 
         def messages(count: int) -> Sequence[Message]:
-            content = bci_prompt(behaviors[:count], question["content"], self.prompt)
+            content = bci_prompt(behaviors[:count], question["content"], self.layout)
             return [*before, {**question, "content": content}] if count else job.problem.messages
 
         plain, most = _length(stage, job, job.problem.messages), _window(stage)
@@ -275,17 +275,17 @@ class MetacognitiveReuse(FlowMethod):
         return Artefact(cls.slug, identity(tuning.model), made_with, {"behaviors": book.values()}, report)
 
 
-def bci_prompt(behaviors: Sequence[Behavior], question: str, prompt: str = "full") -> str:
+def bci_prompt(behaviors: Sequence[Behavior], question: str, layout: str = "full") -> str:
     """Return the prompt that gives behaviors with a question; without any it is the question.
 
     Args:
         behaviors: to be given.
         question: its text.
-        prompt: one of `PROMPTS`.
+        layout: one of `LAYOUTS`.
     """
     if not behaviors:
         return question
-    template = BCI_PROMPT if prompt == "full" else APPENDED_PROMPT
+    template = BCI_PROMPT if layout == "full" else APPENDED_PROMPT
     return template.format(behaviors="\n".join(f"- {b.line}" for b in behaviors), question=question)
 
 
