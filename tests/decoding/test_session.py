@@ -97,6 +97,26 @@ def test_any_sequence_of_verbs_equals_plain_forward_passes(prompts: list[list[in
         check(mirror.session, mirror.rows)
 
 
+@pytest.mark.parametrize("asked", [(1,), (0, 2), (2, 3), (0, 1, 2, 3)])
+def test_only_rows_that_are_asked_take_part_in_a_pass(asked: tuple[int, ...], toy: TorchModel) -> None:
+    expected = [[9, 8, 7, 20], [30], [40, 41, 42], [60, 61, 62]]
+    session = Session(toy)
+    session.add(expected)
+    shapes: list[torch.Size] = []
+    hook = toy.network.register_forward_pre_hook(
+        lambda _, __, given: shapes.append(given["input_ids"].shape), with_kwargs=True
+    )
+    try:
+        for step in range(3):
+            more = [[100 + 10 * row + step] * (1 + row % 2) if row in asked else [] for row in range(len(expected))]
+            session.append(more)
+            expected = [[*row, *new] for row, new in zip(expected, more, strict=True)]
+    finally:
+        hook.remove()
+    assert {shape[0] for shape in shapes} == {len(asked)}
+    check(session, expected)
+
+
 def test_embeddings_of_a_token_equal_the_token(toy: TorchModel) -> None:
     session = Session(toy)
     session.add([[9, 8], [7, 20, 21]])

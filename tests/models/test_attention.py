@@ -87,7 +87,7 @@ def test_the_newest_token_gets_what_the_policy_gives_and_drafts_get_full_attenti
             lambda _, inputs, name=name: outputs.__setitem__(name, inputs[0].clone())
         )
         session._lengths, session.lengths = torch.tensor([0]), [0]
-        session._pass(0, torch.tensor([[5, 6, 7]]), None, newest=True)
+        session._pass(torch.tensor([[5, 6, 7]]), None, newest=True)
         handle.remove()
     assert not outputs["zeros"][:, 0].any()
     assert outputs["plain"][:, 0].any()

@@ -86,16 +86,16 @@ class Holdings:
         Args:
             lengths: entries that they hold, int64 ``(rows,)``.
         """
-        evicted = self._evicted(0, lengths)
+        evicted = self._evicted(range(len(self.rows)), lengths)
         return lengths if evicted is None else lengths + evicted
 
-    def _evicted(self, first: int, like: Tensor) -> Tensor | None:
-        evicted = [row.evicted for row in self.rows[first:]]
+    def _evicted(self, places: Sequence[int], like: Tensor) -> Tensor | None:
+        evicted = [self.rows[place].evicted for place in places]
         return like.new_tensor(evicted) if any(evicted) else None
 
     def aim(
         self,
-        first: int,
+        places: Sequence[int],
         stored: Sequence[int],
         lengths: Tensor,
         time: int,
@@ -107,8 +107,8 @@ class Holdings:
         """Say where the next pass writes, and return the context in which it is to be run.
 
         Args:
-            first: the first row of the pass.
-            stored: entries that each row from there on holds.
+            places: rows of the pass, ascending; under a policy they follow each other.
+            stored: entries that each of them holds.
             lengths: the same on the device, int64 ``(rows,)``.
             time: tokens that the pass adds to each, padding counted.
             newest: see `Reading`.
@@ -120,8 +120,8 @@ class Holdings:
         evicted = marks = None
         watched: AbstractContextManager[None] = nullcontext()
         if policy is not None:
-            evicted = self._evicted(first, lengths)
-            before = lengths.new_tensor([row.prompt - row.evicted for row in self.rows[first:]])
+            evicted = self._evicted(places, lengths)
+            before = lengths.new_tensor([self.rows[place].prompt - self.rows[place].evicted for place in places])
             steps = lengths - before + 1
             if policy.marks:
                 positions = layout.positions if layout else torch.arange(time, device=lengths.device)[None]
@@ -132,7 +132,7 @@ class Holdings:
                 seen = {} if seen is None else seen
                 reading = Reading(self.cache, lengths + 1, held, steps, time, newest, counts, seen)
                 watched = attending(self.model.network, policy, reading)
-        self.cache.aim(first, lengths, time, longest, min(stored) == longest, evicted, marks)
+        self.cache.aim(places, lengths, time, longest, min(stored) == longest, evicted, marks)
         return watched
 
     def settle(self, lengths: list[int], rows: Iterable[int], walks: Sequence[Walk | None] = ()) -> bool:

@@ -75,12 +75,12 @@ class Session:
                     f"the prompt has {len(prompt)} tokens, but {self.model.name!r} has a context of "
                     f"{self.model.context_length}: shorten the prompt or load a model with a longer context"
                 )
-        first = len(self)
+        places = range(len(self), len(self) + len(prompts))
         self.lengths += [0] * len(prompts)
         self.held.add(map(len, prompts))
         self.walks += [None] * len(prompts)
         self._lengths = torch.cat([self._lengths, self._lengths.new_zeros(len(prompts))])
-        logits = self._advance(first, prompts)
+        logits = self._advance(places, prompts)
         self.logits = torch.cat([self.logits, logits])
 
     @torch.inference_mode()
@@ -92,7 +92,7 @@ class Session:
                 differ in number and be empty (that row's logits stay).
         """
         if isinstance(ids, Tensor):
-            self.logits = self._pass(0, ids[:, None].to(self.model.device), None, newest=True)[:, -1]
+            self.logits = self._pass(ids[:, None].to(self.model.device), None, newest=True)[:, -1]
             self._grow(1)
             self._settle(range(len(self)))
             return
@@ -101,14 +101,14 @@ class Session:
         if not any(counts):
             return
         newest = max(counts) == 1
-        logits = self._advance(0, ids, newest)
-        if all(counts):
-            self.logits = logits
-        else:
-            moved = torch.tensor([c > 0 for c in counts], device=logits.device)
-            self.logits = torch.where(moved[:, None], logits, self.logits)
+        # a policy looks at all rows; without one, only those with something to read are read
+        asked = [row for row, count in enumerate(counts) if count or self.policy is not None]
+        logits = self._advance(asked, [ids[row] for row in asked], newest)
+        moved = torch.tensor([counts[row] > 0 for row in asked], device=logits.device)
+        places = torch.tensor(asked, device=logits.device)[moved]
+        self.logits = self.logits.index_copy(0, places, logits[moved])
         if newest:
-            self._settle([row for row, count in enumerate(counts) if count])
+            self._settle(places.tolist())
 
     @torch.inference_mode()
     def append_all(self, ids: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ class Session:
         Returns:
             Logits behind each of them ``(rows, time, vocab)``.
         """
-        logits = self._pass(0, ids.to(self.model.device), None, laid_out)
+        logits = self._pass(ids.to(self.model.device), None, laid_out)
         self._grow(ids.shape[1])
         self.logits = logits[:, -1]
         return logits
@@ -158,7 +158,7 @@ class Session:
         depths, visible = layout(drafts, time, device)
         seen: dict[int, Tensor] = {}
         laid_out = Layout(self.held.positions(self._lengths)[:, None] + depths, visible)
-        logits = self._pass(0, inputs.to(device), None, laid_out, newest=True, seen=seen)
+        logits = self._pass(inputs.to(device), None, laid_out, newest=True, seen=seen)
         states = dict(self._tapped or {})
         self._grow(1)
         self.logits = logits[:, 0]
@@ -219,7 +219,7 @@ class Session:
         Args:
             embeddings: ``(rows, hidden)``, in the model's dtype.
         """
-        self.logits = self._pass(0, embeddings[:, None], None, newest=True)[:, -1]
+        self.logits = self._pass(embeddings[:, None], None, newest=True)[:, -1]
         self._grow(1)
         self._settle(range(len(self)))
 
@@ -342,26 +342,28 @@ class Session:
 
     def _pass(
         self,
-        first: int,
         inputs: Tensor,
         keep: Tensor | None,
         laid_out: Layout | None = None,
         newest: bool = False,
         counts: Tensor | None = None,
         seen: dict[int, Tensor] | None = None,
+        places: Sequence[int] | None = None,
     ) -> Tensor:
-        """Run the model on the rows from ``first`` on; the lengths are left to the caller."""
-        lengths = self.lengths[first:]
+        """Run the model on some rows, None for all; the lengths are left to the caller."""
+        places = range(len(self)) if places is None else places
+        lengths = [self.lengths[row] for row in places]
         longest = max(lengths)
         equal = min(lengths) == longest
-        device_lengths = self._lengths[first:] if first else self._lengths
+        some = slice(None) if len(places) == len(self) else torch.tensor(places, device=self._lengths.device)
+        device_lengths = self._lengths[some]
         self.forward_passes += 1
-        with self.held.aim(first, lengths, device_lengths, inputs.shape[1], newest, laid_out, counts, seen):
+        with self.held.aim(places, lengths, device_lengths, inputs.shape[1], newest, laid_out, counts, seen):
             logits = self.model.forward(self.cache, inputs, device_lengths, longest, equal, keep, laid_out)
         return logits.to(self._working_dtype)
 
-    def _advance(self, first: int, ids: Sequence[Sequence[int]], newest: bool = False) -> Tensor:
-        """Append ragged tokens to the rows from ``first`` on; return logits at their last tokens."""
+    def _advance(self, places: Sequence[int], ids: Sequence[Sequence[int]], newest: bool = False) -> Tensor:
+        """Append ragged tokens to some rows, ascending; return logits at their last tokens."""
         counts = [len(row) for row in ids]
         time = max(counts)
         padded = [[*row, *[0] * (time - len(row))] for row in ids]
@@ -370,22 +372,21 @@ class Session:
         kept = sorted(set(last))  # the vocabulary projection is spent on positions that end a row only
         keep = torch.tensor(kept, dtype=torch.int64, device=inputs.device)
         taken = torch.tensor(counts, device=inputs.device)
-        logits = self._pass(first, inputs, keep, newest=newest, counts=taken)
-        index = torch.arange(len(ids), device=inputs.device)
+        logits = self._pass(inputs, keep, newest=newest, counts=taken, places=places)
         place = torch.tensor([kept.index(i) for i in last], device=inputs.device)
-        for row, count in enumerate(counts, start=first):
+        rows, index = torch.tensor(places, device=inputs.device), torch.arange(len(ids), device=inputs.device)
+        for row, count in zip(places, counts, strict=True):
             self.lengths[row] += count
-        self._lengths = self._lengths.clone()
-        self._lengths[first:] += taken
+        self._lengths = self._lengths.index_add(0, rows, taken)
         old, self.hidden = self.hidden, {}
         if self._tapped is not None:
             ends = torch.tensor(last, device=inputs.device)
-            moved = (taken > 0)[:, None]
+            moved = taken > 0
             for layer, tapped in self._tapped.items():
                 states = tapped[index, ends]
-                before = _states(old.get(layer), len(self), states)
                 # a row without new tokens keeps its state
-                self.hidden[layer] = torch.cat([before[:first], torch.where(moved, states, before[first:])])
+                before = _states(old.get(layer), len(self), states)
+                self.hidden[layer] = before.index_copy(0, rows[moved], states[moved])
         return logits[index, place]
 
 

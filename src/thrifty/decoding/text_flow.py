@@ -16,6 +16,7 @@ from thrifty.decoding.flow import Call, Flow
 from thrifty.decoding.row import Row
 from thrifty.errors import MissingAccess
 from thrifty.models.base import Job, Settings, TextModel
+from thrifty.traces.answers import extract_answer
 from thrifty.traces.trace import Trace, Usage
 
 
@@ -48,7 +49,8 @@ class Reply:
     def trace(self, method: str) -> Trace:
         """Return a record of its own for a method."""
         mine = self.response
-        return replace(mine, method=method, segments=list(mine.segments), events=dict(mine.events))
+        answer = mine.answer or (extract_answer(mine.answer_text) if mine.closed_by else None)
+        return replace(mine, method=method, segments=list(mine.segments), events=dict(mine.events), answer=answer)
 
 
 @dataclass

@@ -7,6 +7,8 @@ column 0, so that appending, rewinding and dropping touch only that row, and no 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
@@ -18,10 +20,11 @@ COLUMN_STEP = 64
 class _Plan:
     """Where the next forward pass writes and how far it reads; shared by all layers."""
 
-    __slots__ = ("columns", "evicted", "first", "flat", "last", "marks", "start")
+    __slots__ = ("columns", "evicted", "flat", "marks", "rows", "start")
 
     def __init__(self) -> None:
-        self.first = self.last = self.columns = 0
+        self.columns = 0
+        self.rows: slice | Tensor = slice(0, 0)
         self.start: int | None = None
         self.flat: Tensor | None = None
         self.evicted: Tensor | None = None
@@ -80,7 +83,7 @@ class RowLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers' annotati
         if plan.start is not None:
             end = plan.start + key_states.shape[2]
             for buffer, states in stored:
-                buffer[plan.first : plan.last, :, plan.start : end] = states
+                buffer[plan.rows, :, plan.start : end] = states
         else:
             assert plan.flat is not None
             for buffer, states in stored:
@@ -88,12 +91,11 @@ class RowLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers' annotati
                 index = plan.flat[:, :, None] + torch.arange(buffer.shape[1], device=buffer.device) * buffer.shape[2]
                 vectors = states.transpose(1, 2).reshape(-1, states.shape[3])
                 buffer.view(-1, buffer.shape[3]).index_copy_(0, index.reshape(-1), vectors)
-        rows = slice(plan.first, plan.last)
-        return self.keys[rows, :, : plan.columns], self.values[rows, :, : plan.columns]
+        return self.keys[plan.rows, :, : plan.columns], self.values[plan.rows, :, : plan.columns]
 
     def seen_marks(self) -> Tensor:
         """Return what is noted beside the entries that the present pass may read ``(rows, heads, columns, marks)``."""
-        return self.marks[self.plan.first : self.plan.last, :, : self.plan.columns]
+        return self.marks[self.plan.rows, :, : self.plan.columns]
 
     def marks_of(self, rows: Tensor, length: int) -> Tensor:
         """Return what is noted beside the first ``length`` entries of some rows ``(rows, heads, length, marks)``."""
@@ -164,7 +166,7 @@ class RowCache(Cache):  # type: ignore[misc]  # as above
 
     def aim(
         self,
-        first: int,
+        places: Sequence[int],
         lengths: Tensor,
         time: int,
         longest: int,
@@ -175,7 +177,7 @@ class RowCache(Cache):  # type: ignore[misc]  # as above
         """Say where the next forward pass writes: ``time`` positions behind each row's length.
 
         Args:
-            first: the first row of the pass; it takes ``len(lengths)`` rows from there.
+            places: rows of the pass, ascending.
             lengths: positions stored for each of them, int64 ``(rows,)``.
             time: positions that the pass adds to each, padding counted.
             longest: the largest of the lengths.
@@ -185,14 +187,16 @@ class RowCache(Cache):  # type: ignore[misc]  # as above
         """
         plan = self.plan
         plan.evicted, plan.marks = evicted, marks
-        rows = lengths.shape[0]
-        self.reserve(first + rows, longest + time)
-        plan.first, plan.last, plan.columns = first, first + rows, longest + time
+        first, last = places[0], places[-1] + 1
+        self.reserve(last, longest + time)
+        together = last - first == len(places)  # such rows are read where they lie, others are copied for the pass
+        plan.rows = slice(first, last) if together else torch.tensor(places, device=lengths.device)
+        plan.columns = longest + time
         plan.start = longest if equal else None
         if not equal:
             # rows differ in length only once something is stored
             _, heads, columns, _ = self.layers[0].keys.shape
-            base = torch.arange(first, first + rows, device=lengths.device) * (heads * columns) + lengths
+            base = torch.tensor(places, device=lengths.device) * (heads * columns) + lengths
             plan.flat = base[:, None] + torch.arange(time, device=lengths.device)
 
     def move(self, source: int, target: int, length: int) -> None:
@@ -227,7 +231,9 @@ class RowCache(Cache):  # type: ignore[misc]  # as above
         """
         _, heads, columns, _ = self.layers[0].keys.shape
         count = columns // size
-        owners = torch.arange(self.plan.first * heads, self.plan.last * heads, device=pages.device).view(-1, heads, 1)
+        rows = self.plan.rows
+        assert isinstance(rows, slice), "pages are read of rows that follow each other"
+        owners = torch.arange(rows.start * heads, rows.stop * heads, device=pages.device).view(-1, heads, 1)
         index: Tensor = owners * count + pages.clamp(max=count - 1)[:, None]
         return index
 

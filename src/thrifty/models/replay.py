@@ -298,7 +298,7 @@ class ReplayModel(TorchModel):
         layer = cache.layers[0]
         before: Iterable[tuple[int, int]] = [(-1, 0)] * len(inputs)
         if longest:
-            newest = (torch.arange(cache.plan.first, cache.plan.last), 0, lengths - 1, 0)
+            newest = (torch.arange(layer.rows)[cache.plan.rows], 0, lengths - 1, 0)
             before = zip(layer.keys[newest].tolist(), layer.values[newest].tolist(), strict=True)
         states = torch.tensor([self._follow(*b, tokens) for b, tokens in zip(before, inputs.tolist(), strict=True)])
         layer.update(states[:, None, :, :1], states[:, None, :, 1:])
