@@ -51,7 +51,7 @@ class Scripted:
             parent = len(tokens) - 1
         return Draft(tokens, parents)
 
-    def observe(self, rows: Sequence[Row], probabilities: Tensor) -> None:
+    def observe(self, rows: Sequence[Row], written: Sequence[int], probabilities: Tensor) -> None:
         assert probabilities.shape[0] == len(rows)
         torch.testing.assert_close(probabilities.sum(-1), torch.ones(len(rows), dtype=probabilities.dtype))
 
@@ -131,11 +131,11 @@ def test_following_a_tree_is_appending_its_tokens(toy: TorchModel) -> None:
         drafted.append_drafted(torch.tensor([11, 12, 13]), [TREE, Draft([6, 10], [-1, 0]), Draft([], [])])
         plain.append(torch.tensor([11, 12, 13]))
         for token in path:
-            assert drafted.follow([0], [token]) == [True]
+            assert drafted.follow([0], [[token]]) == [1]
             plain.append([[token], [], []])
         torch.testing.assert_close(drafted.logits, plain.logits)
         assert drafted.lengths == plain.lengths
-        assert drafted.follow([0, 1, 2], [1, 1, 1]) == [False] * 3
+        assert drafted.follow([0, 1, 2], [[1]] * 3) == [0] * 3
         for session in (drafted, plain):
             session.append(torch.tensor([14, 15, 16]))
         torch.testing.assert_close(drafted.logits, plain.logits)

@@ -221,7 +221,7 @@ def test_a_path_through_a_draft_is_its_tokens_one_by_one(toy: TorchModel, make: 
             drafted.append_drafted(torch.tensor([50 + step, 9]), [tree.clipped(room), Draft([], [])])
             plain.append(torch.tensor([50 + step, 9]))
             for token in path[:room]:
-                assert drafted.follow([0], [token]) == [True]
+                assert drafted.follow([0], [[token]]) == [1]
                 plain.append([[token], []])
             torch.testing.assert_close(drafted.logits, plain.logits, rtol=1e-9, atol=1e-10)
             assert drafted.held.rows == plain.held.rows

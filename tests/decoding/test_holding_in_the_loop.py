@@ -62,7 +62,7 @@ class Repeats:
         ahead = [self.texts[row.job.problem.id][len(row.ids) :][:5] for row in rows]
         return [Draft.chain([token ^ self.wrong for token in tokens]) for tokens in ahead]
 
-    def observe(self, rows: Sequence[Row], probabilities: Tensor) -> None:
+    def observe(self, rows: Sequence[Row], written: Sequence[int], probabilities: Tensor) -> None:
         pass
 
     def accepted(self, row: Row, drafted: int, accepted: int) -> None:

@@ -10,17 +10,15 @@ import torch
 from torch import Tensor
 
 from thrifty.decoding.controller import Controller, Drafter, overrides
-from thrifty.decoding.draft import Draft, choose_drafted
+from thrifty.decoding.draft import Draft, Walk, choose_drafted
+from thrifty.decoding.limits import limit
 from thrifty.decoding.row import Row
 from thrifty.decoding.sampling import Sampler
 from thrifty.decoding.session import Session
+from thrifty.decoding.stride import stride
 from thrifty.models.attention import AttentionPolicy
-from thrifty.models.base import Settings
 from thrifty.models.torch import TorchModel
-from thrifty.traces.repetition import repeats
 
-LOOP_CHECK_EVERY = 32
-"""Tokens between two looks for a repetition loop."""
 HOOKS = ("begin", "adjust_logits", "next_input", "after_token", "see_hidden")
 
 
@@ -42,6 +40,7 @@ class DecodeBatch:
         self.session = Session(model, policy)
         self.rows: list[Row] = []
         self._steered: dict[str, list[tuple[Controller, list[int] | None]]] = {}
+        self._steered_places: set[int] = set()
         self._sampler: Sampler | None = None
         self._keys = np.zeros(0, dtype=np.uint64)
         self._pending: list[int | None] = []  # chosen, but not yet read by the model
@@ -139,7 +138,7 @@ class DecodeBatch:
             self._controllers[id(row)] = its_controllers
             row.usage.forward_passes += not row.continues
             if row.inherited:  # whoever stopped its parent did so before the limits were looked at
-                self._limits(row)
+                limit(row)
             if row.settings.thinking_budget is not None:
                 row.events["budget"] = row.settings.thinking_budget
                 if row.settings.thinking_budget == 0 and row.thinking:
@@ -173,8 +172,10 @@ class DecodeBatch:
         """Write a token to every row, and those that its draft foresaw; return the rows that finished, gone now."""
         if any(row.stopped for row in self.rows):  # before their first token
             return self._remove([i for i, row in enumerate(self.rows) if row.stopped])
-        self._write(None)
-        walking = self._follow(range(len(self.rows))) if self._drafters else []
+        walking, others = self._stride() if self._drafters else ([], None)
+        if others is None or others:
+            self._write(others)
+            walking += self._follow(range(len(self.rows)) if others is None else others) if self._drafters else []
         while walking:
             self._write(walking)
             walking = self._follow(walking)
@@ -198,23 +199,61 @@ class DecodeBatch:
         for controller, mine in self._steering("after_token", places):
             controller.after_token(rows if mine is None else [rows[k] for k in mine], self)
         for row in rows:
-            self._limits(row)
+            limit(row)
+
+    def _stride(self) -> tuple[list[int], list[int] | None]:
+        """Let rows that nobody steers write what their drafts foresaw, all at once.
+
+        Returns:
+            Rows that were moved on and are to write what is forced; rows that have not written anything, None for all.
+        """
+        walks, mine = dict[int, Walk](), list[int]()
+        for place, walk in enumerate(self.session.walks if self.session.policy is None else ()):
+            row = self.rows[place]
+            drawn = walk is not None and walk.draft.chances and row.settings.temperature > 0
+            if walk and not (drawn or row.forced or place in self._steered_places or id(row) in self._fed):
+                walks[place] = walk
+                mine.append(place)
+        if not mine:
+            return [], None
+        rows = [self.rows[place] for place in mine]
+        strides = stride(rows, list(walks.values()), self._keys[mine], self._record)
+        self.session.follow(mine, strides.paths)
+        for place, row, path, end in zip(mine, rows, strides.paths, strides.ends, strict=True):
+            self._went(row, walks[place], len(path))
+            self._pending[place] = end
+            if end is not None:
+                self._leave(place, walks[place])
+        self._show_drafters([rows[i] for i in strides.owners], strides.written, strides.probabilities)
+        waiting = [place for place, end in zip(mine, strides.ends, strict=True) if end is None]
+        return waiting, [place for place in range(len(self.rows)) if place not in walks]
+
+    def _record(self, row: Row, token: int) -> None:
+        row.record(token, forced=False)
+        limit(row)
+
+    def _went(self, row: Row, walk: Walk, steps: int) -> None:
+        """Take drafted tokens that came true out of the account: they are in that of what was written."""
+        row.usage.drafted -= steps
+        row.usage.flops -= steps * self.model.flops(1, walk.base)
+
+    def _leave(self, place: int, walk: Walk) -> None:
+        self.session.walks[place] = None
+        row = self.rows[place]
+        self._drafters[id(row)].accepted(row, len(walk.draft), walk.steps)
 
     def _follow(self, places: Iterable[int]) -> list[int]:
         """Move rows along their drafts where these hold the newest tokens; return which can choose the next ones."""
         drafted = [(i, walk) for i in places if (walk := self.session.walks[i])]
         live = [i for i, _ in drafted if not self.rows[i].stopped and id(self.rows[i]) not in self._fed]
-        tokens = [token for i in live if (token := self._pending[i]) is not None]
-        went = {i for i, moved in zip(live, self.session.follow(live, tokens), strict=True) if moved}
+        tokens = [[token] for i in live if (token := self._pending[i]) is not None]
+        went = {i for i, steps in zip(live, self.session.follow(live, tokens), strict=True) if steps}
         for i, walk in drafted:
-            row = self.rows[i]
-            if i in went:  # its token is in the account of what was written
-                self._pending[i] = None
-                row.usage.drafted -= 1
-                row.usage.flops -= self.model.flops(1, walk.base)
+            if i not in went:
+                self._leave(i, walk)
                 continue
-            self.session.walks[i] = None
-            self._drafters[id(row)].accepted(row, len(walk.draft), walk.steps)
+            self._pending[i] = None
+            self._went(self.rows[i], walk, 1)
         if went and self._steered["see_hidden"]:
             self._show_hidden({id(self.rows[i]) for i in went})
         return sorted(went)
@@ -325,56 +364,21 @@ class DecodeBatch:
         self, rows: Sequence[Row], places: Sequence[int] | None, probabilities: Tensor, tokens: list[int]
     ) -> None:
         """Show drafters what rows choose from, and choose again where a draft was drawn at random."""
-        seen: dict[Drafter, list[int]] = {}
         for k, row in enumerate(rows):
-            drafter = self._drafters.get(id(row))
-            if drafter is None or row.forced:
-                continue
-            seen.setdefault(drafter, []).append(k)
             walk = self.session.walks[k if places is None else places[k]]
-            if walk and row.settings.temperature > 0 and (chances := walk.draft.chances.get(walk.node)):
+            chances = walk.draft.chances.get(walk.node) if walk and row.settings.temperature > 0 else None
+            if walk and chances and not row.forced:
                 drafted = list(walk.draft.children.get(walk.node, {}))
                 tokens[k] = choose_drafted(probabilities[k], drafted, chances, row.key, len(row.ids))
+        free = [k for k, row in enumerate(rows) if id(row) in self._drafters and not row.forced]
+        self._show_drafters([rows[k] for k in free], [len(rows[k].ids) for k in free], probabilities[free])
+
+    def _show_drafters(self, rows: Sequence[Row], written: Sequence[int], probabilities: Tensor) -> None:
+        seen: dict[Drafter, list[int]] = {}
+        for k, row in enumerate(rows):
+            seen.setdefault(self._drafters[id(row)], []).append(k)
         for drafter, mine in seen.items():
-            drafter.observe([rows[k] for k in mine], probabilities[mine])
-
-    def _limits(self, row: Row) -> None:
-        """Apply the limits that hold for every method."""
-        if row.stopped:
-            return
-        settings, written = row.settings, len(row.ids)
-        if row.ids[-1] in self.model.eos_ids and not row.forced:
-            row.stopped = "eos"
-        elif written >= settings.max_tokens:
-            row.stopped = "max_tokens"
-        elif len(row.prompt_ids) + written >= self.model.context_length:
-            row.stopped = "context"
-        elif row.phases.phase == "thinking":
-            self._limit_thinking(row, settings, written)
-        elif settings.stop and row.phases.phase == "answer" and not row.forced:
-            self._stop_strings(row, settings)
-        elif settings.loop_stop and written % LOOP_CHECK_EVERY == 0 and repeats(row.ids):
-            row.stopped = "loop"
-
-    def _limit_thinking(self, row: Row, settings: Settings, written: int) -> None:
-        if row.closing is not None:
-            return
-        room = min(settings.max_tokens, self.model.context_length - len(row.prompt_ids))
-        reserve = min(settings.reserve, room // 2)
-        if settings.thinking_budget is not None and row.thinking_tokens >= settings.thinking_budget:
-            row.close_thinking("budget")
-        elif reserve and written + reserve + self.model.close_length >= room:
-            row.close_thinking("limit")
-        elif settings.loop_stop and written % LOOP_CHECK_EVERY == 0 and repeats(row.ids):
-            row.close_thinking("loop")
-
-    def _stop_strings(self, row: Row, settings: Settings) -> None:
-        start = max(row.answer_start, len(row.ids) - max(map(len, settings.stop)) - 1)
-        tail = row.text(start)
-        if row.phases.closed and start == row.answer_start:
-            tail = tail.lstrip()  # the blanks behind a closer are not an answer yet
-        if any(s in tail for s in settings.stop):
-            row.stopped = "stop"
+            drafter.observe([rows[k] for k in mine], [written[k] for k in mine], probabilities[mine])
 
     def _recompose(self) -> None:
         """Note which controllers steer which rows; None stands for all of them."""
@@ -390,5 +394,7 @@ class DecodeBatch:
             ]
             for hook in HOOKS
         }
+        steered = [p for hook in HOOKS[1:] for _, p in self._steered[hook]]
+        self._steered_places = {p for its in steered for p in (range(len(self.rows)) if its is None else its)}
         self._sampler = Sampler.of([row.settings for row in self.rows], self.model.device)
         self._keys = np.array([row.key for row in self.rows], dtype=np.uint64)

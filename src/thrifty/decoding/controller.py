@@ -115,11 +115,12 @@ class Drafter(Protocol):
         """Return a draft for each row, empty for none; its newest token is chosen, but not yet read by the model."""
         ...
 
-    def observe(self, rows: Sequence[Row], probabilities: Tensor) -> None:
+    def observe(self, rows: Sequence[Row], written: Sequence[int], probabilities: Tensor) -> None:
         """See what rows choose their next tokens from.
 
         Args:
-            rows: before they do.
+            rows: which; one may come several times.
+            written: tokens that each has written before the choice. By now there may be more.
             probabilities: after the controllers, temperature and filters; greedy rows' at temperature 1
                 ``(rows, vocab)``.
         """

@@ -170,27 +170,31 @@ class Session:
         self._settle(range(len(self)))
 
     @torch.inference_mode()
-    def follow(self, rows: Sequence[int], tokens: Sequence[int]) -> list[bool]:
-        """Append a token to some rows where their drafts hold it, which takes no pass.
+    def follow(self, rows: Sequence[int], tokens: Sequence[Sequence[int]]) -> list[int]:
+        """Append tokens to some rows as far as their drafts hold them, which takes no pass.
 
         Args:
             rows: which, each once.
-            tokens: one for each.
+            tokens: of each; under a policy one at the most.
 
         Returns:
-            Whether each row went on. A draft that does not hold the token is forgotten.
+            How many tokens each row went on. A draft that does not hold the next one is forgotten.
         """
-        went: list[bool] = []
+        went: list[int] = []
         moved: list[tuple[int, int, int]] = []
-        for row, token in zip(rows, tokens, strict=True):
-            walk = self.walks[row]
-            node = walk.child(token) if walk else None
-            went.append(node is not None)
-            if walk is None or node is None:
-                self.walks[row] = None
-                continue
-            moved.append((row, walk.base + 1 + node, self.lengths[row]))
-            walk.node, walk.steps = node, walk.steps + 1
+        ends: dict[int, Walk] = {}
+        for row, path in zip(rows, tokens, strict=True):
+            first = len(moved)
+            for token in path:
+                walk = self.walks[row]
+                node = walk.child(token) if walk else None
+                if walk is None or node is None:
+                    self.walks[row] = None
+                    break
+                moved.append((row, walk.base + 1 + node, self.lengths[row]))
+                walk.node, walk.steps, ends[row] = node, walk.steps + 1, walk
+                self.lengths[row] += 1
+            went.append(len(moved) - first)
         if not moved:
             return went
         # the first nodes of a draft that starts with a chain stand where they belong
@@ -198,18 +202,14 @@ class Session:
         if away:
             # what is overwritten stands before the row's node, and nothing that may still follow does
             self.cache.copy(*torch.tensor(away, dtype=torch.int64, device=self.model.device).unbind(1))
-        places = torch.tensor([row for row, _, _ in moved], dtype=torch.int64, device=self.model.device)
-        self._lengths, self.logits = self._lengths.clone(), self.logits.clone()
-        self._lengths[places] += 1
-        walks = [walk for row, _, _ in moved if (walk := self.walks[row])]
-        self.logits[places] = torch.stack([walk.logits[walk.node + 1] for walk in walks])
+        places = torch.tensor(list(ends), dtype=torch.int64, device=self.model.device)
+        self._lengths = self._lengths.new_tensor(self.lengths)
+        reached = torch.stack([walk.logits[walk.node + 1] for walk in ends.values()])
+        self.logits = self.logits.index_copy(0, places, reached)
         for layer, states in self.hidden.items():
-            states = states.clone()
-            states[places] = torch.stack([walk.states[layer][walk.node + 1] for walk in walks])
-            self.hidden[layer] = states
-        for row, _, _ in moved:
-            self.lengths[row] += 1
-        self._settle([row for row, _, _ in moved], self.walks)
+            reached = torch.stack([walk.states[layer][walk.node + 1] for walk in ends.values()])
+            self.hidden[layer] = states.index_copy(0, places, reached)
+        self._settle(ends, self.walks)
         return went
 
     @torch.inference_mode()

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from thrifty.decoding.batch import LOOP_CHECK_EVERY
+from thrifty.decoding.limits import LOOP_CHECK_EVERY
 from thrifty.decoding.row import Row
 from thrifty.decoding.sampling import Sampler
 from thrifty.decoding.session import Session

@@ -69,7 +69,7 @@ class PromptLookupDrafter:
         text.known = len(text.ids)
         return Draft.chain(text.ids[start : start + self.tokens] if start is not None else [])
 
-    def observe(self, rows: Sequence[Row], probabilities: Tensor) -> None:
+    def observe(self, rows: Sequence[Row], written: Sequence[int], probabilities: Tensor) -> None:
         """See nothing: what counts is what was written."""
 
     def accepted(self, row: Row, drafted: int, accepted: int) -> None:

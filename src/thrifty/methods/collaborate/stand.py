@@ -144,12 +144,15 @@ class TreeDrafter:
     def _owner(self, row: Row) -> Hashable:
         return row.job.problem.id if self.method.share == "problem" else None
 
-    def _tail(self, row: Row) -> tuple[int, ...]:
+    def _tail(self, row: Row, written: int) -> tuple[int, ...]:
         span = self.table.span
-        return tuple(row.ids[-span:] if len(row.ids) >= span else [*row.prompt_ids[-span:], *row.ids][-span:])
+        if written >= span:
+            return tuple(row.ids[written - span : written])
+        return tuple([*row.prompt_ids[-span:], *row.ids[:written]][-span:])
 
-    def observe(self, rows: Sequence[Row], probabilities: Tensor) -> None:
-        self._seen.append((rows, [self._tail(row) for row in rows], probabilities))
+    def observe(self, rows: Sequence[Row], written: Sequence[int], probabilities: Tensor) -> None:
+        tails = [self._tail(row, count) for row, count in zip(rows, written, strict=True)]
+        self._seen.append((rows, tails, probabilities))
         if len(self._seen) >= WAITING:  # rows that read vectors never ask for drafts
             self._note()
 
@@ -203,7 +206,7 @@ class TreeDrafter:
         rejection = self.method.verification == "rejection"
         picked: list[dict[int, int]] = [{} for _ in rows]
         chances: list[dict[int, dict[int, float]]] = [{} for _ in rows]
-        level = [(i, 0, self._tail(row)) for i, row in enumerate(rows)]
+        level = [(i, 0, self._tail(row, len(row.ids))) for i, row in enumerate(rows)]
         for depth in range(shape.depth):
             found, tokens, q = self.table.look_up([owners[i] for i, _, _ in level], [tail for _, _, tail in level])
             if not found:
