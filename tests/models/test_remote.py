@@ -18,8 +18,9 @@ import pytest
 from thrifty.catalogue import Need
 from thrifty.errors import ContextOverflow, MissingAccess, ThriftyError, Unreachable
 from thrifty.models.base import Job, Settings
-from thrifty.models.http import _retry_after
-from thrifty.models.remote import RemoteModel, _split, _Splitter
+from thrifty.models.client import _retry_after
+from thrifty.models.remote import RemoteModel, _split
+from thrifty.traces.think import Splitter
 from thrifty.traces.trace import Problem, Trace
 
 KEY = "sk-very-secret-0123456789"
@@ -319,7 +320,7 @@ def test_reasoning_told_twice_counts_once(server: Scripted, connect: Callable[..
 )
 def test_split(content: str, thinking: str, answer: str, closed_by: str | None) -> None:
     assert _split(content) == (thinking, answer, closed_by)
-    splitter = _Splitter()
+    splitter = Splitter()
     pieces = [piece for character in content for piece in splitter.feed(character)] + splitter.feed("", last=True)
     assert "".join(text for _, text in pieces) == content
     assert splitter.closed_by == closed_by

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
-import httpx
-import openai
 import torch
+from listening import Running, listening
 
 from conftest import make_toy
 from thrifty.models.replay import Recording, ReplayModel
@@ -19,26 +16,7 @@ from thrifty.serve.app import Gateway
 from thrifty.serve.guard import Door
 from thrifty.serve.local import LocalEngine
 from thrifty.serve.saved import VanillaMean
-from thrifty.serve.server import Server
 from thrifty.traces.think import THINK_FORMATS
-
-
-@dataclass
-class Running:
-    """A server at work, and how to talk to it."""
-
-    gateway: Gateway
-    engine: LocalEngine
-    address: str
-
-    def client(self, key: str = "none") -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.address}/v1", api_key=key, max_retries=0, timeout=600)
-
-    def post(self, path: str, body: Any = None, **options: Any) -> httpx.Response:
-        return httpx.post(self.address + path, json=body, timeout=600, **options)
-
-    def get(self, path: str, **options: Any) -> httpx.Response:
-        return httpx.get(self.address + path, timeout=600, **options)
 
 
 @contextmanager
@@ -48,17 +26,8 @@ def serving(
     """Serve a model while the context is open; the options are those of the engine."""
     engine = LocalEngine(model, **options)
     gateway = Gateway(engine, door, vanilla=vanilla, vanilla_share=share)
-    listening = threading.Event()
-    server = Server(gateway, port=0, graceful_seconds=5, ready=lambda _: listening.set())
-    thread = threading.Thread(target=server.listen, daemon=True)
-    thread.start()
-    assert listening.wait(300)
-    try:
-        yield Running(gateway, engine, server.address)
-    finally:
-        server.should_exit = True
-        thread.join(300)
-        assert not thread.is_alive()
+    with listening(gateway) as running:
+        yield running
 
 
 class Wordy(TorchModel):

@@ -75,9 +75,12 @@ def test_keys_are_read_from_a_variable_and_from_a_file(tmp_path: Path, monkeypat
 
     monkeypatch.setenv("SOME_KEYS", "one, two\n")
     file = tmp_path / "keys"
-    file.write_text(f"# the third\n{hashed('three').upper()}  # of somebody\n\n")
-    assert read_keys("SOME_KEYS", file) == {hashed("one"), hashed("two"), hashed("three")}
-    assert read_keys(None, None) == frozenset()
+    file.write_text(f"# the third\n{hashed('three').upper()}  # of somebody\n\n{hashed('four')} fred\n")
+    named = {hashed(key): f"key-{hashed(key)[:8]}" for key in ("one", "two", "three")}
+    assert read_keys("SOME_KEYS", file) == {**named, hashed("four"): "fred"}
+    assert read_keys(None, None) == {}
+    file.write_text(f"{hashed('five')}  -\n")  # as sha256sum writes it
+    assert list(read_keys(None, file)) == [hashed("five")]
     file.write_text("three\n")
     with pytest.raises(ThriftyError, match="line 1 is no SHA-256"):
         read_keys(None, file)

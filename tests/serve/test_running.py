@@ -124,7 +124,7 @@ def test_more_than_the_queue_holds_is_told_to_come_back(server: Running) -> None
 
 
 def test_others_can_neither_finish_nor_see_a_request() -> None:
-    door = Door(frozenset({digest("mine"), digest("yours")}))
+    door = Door({digest("mine"): "mine", digest("yours"): "yours"})
     with serving(endless(), door, slots=2) as server:
         mine, yours = ({"Authorization": f"Bearer {key}"} for key in ("mine", "yours"))
         body = {**ASKED, "stream": True}
@@ -137,7 +137,7 @@ def test_others_can_neither_finish_nor_see_a_request() -> None:
 
 
 def test_keys_open_every_door_but_one() -> None:
-    with serving(Wordy.make(), Door(frozenset({digest("mine")})), slots=2) as server:
+    with serving(Wordy.make(), Door({digest("mine"): "mine"}), slots=2) as server:
         for path in ("/v1/models", "/openapi.json", "/nothing", "/healthz/", "//healthz"):
             assert server.get(path).status_code == 401, path
         assert server.get("/healthz").json() == {"status": "ok"}

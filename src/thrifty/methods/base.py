@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from thrifty.catalogue import CATALOGUE, Entry, Need
@@ -20,6 +20,19 @@ if TYPE_CHECKING:
     from thrifty.methods.tuning import Tuning
     from thrifty.models.attention import AttentionPolicy
     from thrifty.models.torch import TorchModel
+
+
+@dataclasses.dataclass(frozen=True)
+class TextSteering:
+    """What a steering method does to a response that a server streams as text.
+
+    Attributes:
+        budget: tokens at which the thinking is closed, as far as the server counts them; None for no limit.
+        watch: makes what is shown each line of the thinking as it ends, and tells whether to close it there.
+    """
+
+    budget: int | None = None
+    watch: Callable[[], Callable[[str], bool]] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,6 +101,10 @@ class Method:
 
     def attention(self, model: TorchModel) -> AttentionPolicy | None:
         """Return what decides what the model's rows attend to and keep, None for everything."""
+        return None
+
+    def over_text(self) -> TextSteering | None:
+        """Return what it does where a response is only text that comes in pieces, None if that is not enough for it."""
         return None
 
     def settings(self, settings: Settings) -> Settings:

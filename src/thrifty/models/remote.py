@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -14,18 +13,16 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self
 from thrifty.catalogue import Need
 from thrifty.errors import MissingAccess, UnknownName, Unreachable
 from thrifty.models.base import Job, Settings, TextModel, prompt_messages
-from thrifty.models.http import DONE, Patience, Rejected, Server
-from thrifty.traces.think import THINK_FORMATS
-from thrifty.traces.trace import Message, Phase, Problem, Segment, Trace, Usage
+from thrifty.models.client import DONE, Patience, Rejected
+from thrifty.models.http import Server
+from thrifty.models.payload import Unreadable, account, choice_of, logprobs_of, texts_of, usage_of
+from thrifty.traces.think import Splitter
+from thrifty.traces.trace import Message, Phase, Problem, Segment, Trace
 
 Api = Literal["chat", "completions"]
 
 _PATHS = {"chat": "/chat/completions", "completions": "/completions"}
 _FINISHED = {"stop": "eos", "length": "max_tokens", None: "eos"}
-_CHARACTERS_PER_TOKEN = 4
-_CLOSERS = {f.close for f in THINK_FORMATS.values() if f.thinks}
-_MARKERS = sorted(_CLOSERS | {f.open for f in THINK_FORMATS.values() if f.thinks})
-_MARKER = re.compile("|".join(map(re.escape, _MARKERS)))
 
 
 class RemoteModel(TextModel):
@@ -161,7 +158,7 @@ class RemoteModel(TextModel):
             body |= {"logprobs": True, "top_logprobs": self.logprobs}
         elif self.logprobs:
             body["logprobs"] = self.logprobs
-        reply, failed = await self._server.fetch("POST", _PATHS[self.api], body, _read_reply)
+        reply, failed = await self._server.client.fetch("POST", _PATHS[self.api], body, _read_reply)
         trace = _trace(job, reply, settings, method, time.monotonic() - began)
         if failed:
             trace.events["retries"] = failed
@@ -204,7 +201,7 @@ class RemoteModel(TextModel):
         reasoning: list[str] = []
         content: list[str] = []
         reply = _Reply()
-        splitter = _Splitter()
+        splitter = Splitter()
         ended = False
         size = 0
         for event in self._server.events(_PATHS[self.api], body):
@@ -212,13 +209,13 @@ class RemoteModel(TextModel):
                 ended = True
                 continue
             try:
-                choice = _choice(event, optional=True)
-                thought, text = _texts(choice, "delta")
-            except _Unreadable as error:
+                choice = choice_of(event, optional=True)
+                thought, text = texts_of(choice, "delta")
+            except Unreadable as error:
                 raise Unreachable(
                     f"{self._server.url} broke off ({self._server.clean(str(error))}): try again"
                 ) from None
-            reply.usage = _usage(event) or reply.usage
+            reply.usage = usage_of(event) or reply.usage
             reply.finish = choice.get("finish_reason") or reply.finish
             reply.stop_string |= isinstance(choice.get("stop_reason"), str)
             size += len(thought) + len(text)
@@ -251,7 +248,7 @@ class RemoteModel(TextModel):
             "max_tokens": settings.max_tokens,
             "temperature": settings.temperature,
             "top_p": settings.top_p,
-            "seed": _row_seed(settings.seed, job),
+            "seed": row_seed(settings.seed, job),
         }
         if self.api == "chat":
             body["messages"] = messages
@@ -260,10 +257,6 @@ class RemoteModel(TextModel):
         # Only what differs from the default: some servers refuse fields that they do not know.
         optional = {"top_k": settings.top_k, "min_p": settings.min_p, "stop": list(settings.stop)}
         return body | {name: value for name, value in optional.items() if value}
-
-
-class _Unreadable(ValueError):
-    """An answer that is none of this API."""
 
 
 @dataclass
@@ -284,71 +277,9 @@ class _Parts(NamedTuple):
     closed_by: str | None
 
 
-class _Splitter:
-    """Tells thinking from answer in a text that comes in pieces.
-
-    An opener counts only where nothing but space stands between it and the start or the last closer. The first
-    closer ends the thinking even where the prompt had opened it. Anything else that looks like a marker is text.
-    """
-
-    def __init__(self) -> None:
-        self.closed_by: str | None = "prompt"
-        self._phase: Phase = "answer"
-        self._fresh = True
-        self._held = ""
-        self._reasoned = False
-
-    def reasoned(self) -> None:
-        """Take note that the server tells the thinking apart.
-
-        From here a lone closer amid the content is text, and a think block there repeats what was told.
-        """
-        self._reasoned = True
-        if self.closed_by == "prompt":
-            self.closed_by = "model"
-
-    def feed(self, text: str, last: bool = False) -> list[tuple[Phase, str]]:
-        """Take a piece of text in; return what is certain by now, with its phase."""
-        self._held += text
-        pieces: list[tuple[Phase, str]] = []
-        while found := _MARKER.search(self._held):
-            taken, self._held = self._held[: found.end()], self._held[found.end() :]
-            pieces.append((self._pass(taken, found.group()), taken))
-        ready = len(self._held) if last else self._certain()
-        if taken := self._held[:ready]:
-            self._held = self._held[ready:]
-            self._fresh &= self._phase == "answer" and not taken.strip()
-            pieces.append((self._phase, taken))
-        return [piece for piece in pieces if not (self._reasoned and piece[0] == "thinking")]
-
-    def _pass(self, taken: str, marker: str) -> Phase:
-        """Go past a marker; return the phase of what ends with it."""
-        closer = marker in _CLOSERS
-        fresh = self._fresh and not taken[: -len(marker)].strip()
-        if self._phase == "thinking" or (closer and (fresh or self.closed_by == "prompt")):
-            if closer:
-                self._phase, self.closed_by, self._fresh = "answer", "model", True
-            return "thinking"
-        if fresh and not closer:
-            self._phase, self.closed_by = "thinking", None
-            return "thinking"
-        self._fresh = False
-        return "answer"
-
-    def _certain(self) -> int:
-        """Return how much of the held text is surely no part of a marker nor the space before one."""
-        certain = len(self._held)
-        for size in range(1, min(certain, max(map(len, _MARKERS)) - 1) + 1):
-            if any(marker.startswith(self._held[-size:]) for marker in _MARKERS):
-                certain = len(self._held) - size
-        if self._phase == "answer" and self._fresh and not self._held[:certain].strip():
-            return 0
-        return certain
-
-
 def _split(content: str, reasoned: bool = False) -> _Parts:
     """Split a response into thinking and answer, markers included; an unclosed think block leaves no answer."""
-    splitter = _Splitter()
+    splitter = Splitter()
     if reasoned:
         splitter.reasoned()
     pieces = splitter.feed(content, last=True)
@@ -360,7 +291,8 @@ def _split(content: str, reasoned: bool = False) -> _Parts:
 def _trace(job: Job, reply: _Reply, settings: Settings, method: str, seconds: float) -> Trace:
     parts = _split(reply.content, bool(reply.reasoning))
     thinking, answer, closed_by = reply.reasoning or parts.thinking, parts.answer, parts.closed_by
-    usage, events = _account(job, reply, thinking, answer)
+    asked = sum(len(m["content"]) for m in job.problem.messages)
+    usage, events = account(reply.usage, asked, len(thinking), len(answer))
     usage.wall_seconds = seconds
     if (reply.reasoning and not reply.content) or (usage.thinking and not thinking):
         closed_by = "model" if answer else None  # the second: a vendor that hides the thinking but counts it
@@ -377,94 +309,16 @@ def _trace(job: Job, reply: _Reply, settings: Settings, method: str, seconds: fl
     )
 
 
-def _account(job: Job, reply: _Reply, thinking: str, answer: str) -> tuple[Usage, dict[str, Any]]:
-    """Return the usage as far as the server tells it, and marks for what had to be estimated."""
-    events: dict[str, Any] = {}
-    prompt, generated = _count(reply.usage, "prompt_tokens"), _count(reply.usage, "completion_tokens")
-    total = _count(reply.usage, "total_tokens")
-    if prompt is None or generated is None:
-        events["usage_estimated"] = True
-    if prompt is None:
-        prompt = _estimate(sum(len(m["content"]) for m in job.problem.messages))
-    elif generated is not None and total is not None:
-        generated = max(generated, total - prompt)  # some vendors leave the reasoning out of the completion
-    if generated is None:
-        generated = _estimate(len(thinking) + len(answer))
-    details = reply.usage.get("completion_tokens_details")
-    told = _count(details, "reasoning_tokens") if isinstance(details, Mapping) else None
-    # Servers that lose track of a prompt-opened block report 0 reasoning tokens beside a long reasoning.
-    if told is not None and (told or not thinking):
-        return Usage(prompt=prompt, thinking=told, answer=max(generated - told, 0)), events
-    if not thinking:
-        return Usage(prompt=prompt, answer=generated), events
-    events["thinking_tokens_estimated"] = True
-    spent = round(generated * len(thinking) / (len(thinking) + len(answer)))
-    return Usage(prompt=prompt, thinking=spent, answer=generated - spent), events
-
-
-def _estimate(characters: int) -> int:
-    return -(-characters // _CHARACTERS_PER_TOKEN)
-
-
-def _row_seed(seed: int, job: Job) -> int:
+def row_seed(seed: int, job: Job) -> int:
     """Return the seed of one response: the same in every process, in the 31 bits that every server takes."""
     row = json.dumps([seed, job.problem.id, job.sample]).encode("ascii")
     return int.from_bytes(hashlib.sha256(row).digest()[:4], "big") >> 1
 
 
 def _read_reply(payload: Any) -> _Reply:
-    choice = _choice(payload)
+    choice = choice_of(payload)
     if "message" not in choice and "text" not in choice:
-        raise _Unreadable("a choice without a message")
-    reasoning, content = _texts(choice, "message")
+        raise Unreadable("a choice without a message")
+    reasoning, content = texts_of(choice, "message")
     stopped = isinstance(choice.get("stop_reason"), str)
-    return _Reply(reasoning, content, choice.get("finish_reason"), stopped, _usage(payload), _logprobs(choice))
-
-
-def _choice(payload: Any, optional: bool = False) -> dict[str, Any]:
-    """Return the first choice of an answer or an event; some servers send errors under a status of success."""
-    if not isinstance(payload, dict):
-        raise _Unreadable("not an object")
-    if error := payload.get("error"):
-        raise _Unreadable(f"it says: {error.get('message', error) if isinstance(error, dict) else error}")
-    choices = payload.get("choices")
-    if optional and not choices:
-        return {}
-    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        raise _Unreadable("no choices in it")
-    return choices[0]
-
-
-def _texts(choice: Mapping[str, Any], part: str) -> tuple[str, str]:
-    """Return reasoning and content; `part` holds them in the chat API, the choice itself in the other one."""
-    message = choice.get(part) if part in choice else {"content": choice.get("text")}
-    if not isinstance(message, dict):
-        raise _Unreadable(f"a {part} that is no object")
-    return _text(message.get("reasoning_content") or message.get("reasoning")), _text(message.get("content"))
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str | None):
-        raise _Unreadable("a content that is not text")
-    return (value or "").encode("utf-8", "replace").decode("utf-8")  # a lone surrogate could not be stored
-
-
-def _usage(payload: Mapping[str, Any]) -> Mapping[str, Any]:
-    usage = payload.get("usage")
-    return usage if isinstance(usage, dict) else {}
-
-
-def _count(usage: Mapping[str, Any], name: str) -> int | None:
-    value = usage.get(name)
-    return value if isinstance(value, int) and value >= 0 else None
-
-
-def _logprobs(choice: Mapping[str, Any]) -> list[float]:
-    """Return the log-probabilities of the chosen tokens, in the shape of either API."""
-    found = choice.get("logprobs")
-    if not isinstance(found, dict):
-        return []
-    tokens = found.get("content")
-    values = [t.get("logprob") for t in tokens if isinstance(t, dict)] if isinstance(tokens, list) else None
-    values = found.get("token_logprobs") if values is None else values
-    return [float(v) for v in values or [] if isinstance(v, int | float)]
+    return _Reply(reasoning, content, choice.get("finish_reason"), stopped, usage_of(payload), logprobs_of(choice))

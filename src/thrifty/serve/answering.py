@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from thrifty.errors import ThriftyError
-from thrifty.serve.engine import Ask, Channel, Done, Engine, Event, Stream, TokenLogprob
+from thrifty.serve.engine import CANCELLED, Ask, Channel, Done, Engine, Event, Piece, Stream, TokenLogprob
 from thrifty.serve.errors import Refusal, refusal
 
 
@@ -57,6 +58,7 @@ class Answering:
 
     Attributes:
         answers: as far as they have come.
+        first_piece: when the first bit of text came, by the clock of `time.monotonic`; None before.
     """
 
     def __init__(
@@ -64,7 +66,9 @@ class Answering:
     ) -> None:
         self.asks, self._streams, self._observe = asks, streams, observe
         self.answers = [Answer() for _ in asks]
+        self.first_piece: float | None = None
         self._broken: set[int] = set()
+        self._cut: Refusal | None = None
 
     @classmethod
     async def open(
@@ -96,6 +100,31 @@ class Answering:
         """Stop everything: the client is gone."""
         for stream in self._streams:
             stream.cancel()
+
+    def cut(self, error: Refusal) -> None:
+        """End all responses where they stand, as a limit of tokens would.
+
+        Args:
+            error: its code is the exit reason of those that have an answer by now; the client is told it where one
+                has none, for no answer comes back empty.
+        """
+        self._cut = error
+        self.cancel()
+
+    @property
+    def waiting(self) -> int:
+        """How many responses wait for their turn."""
+        return sum(answer.done is None and not s.begun for s, answer in zip(self._streams, self.answers, strict=True))
+
+    @property
+    def running(self) -> int:
+        """How many responses are being written."""
+        return sum(answer.done is None for answer in self.answers) - self.waiting
+
+    @property
+    def begun(self) -> bool:
+        """Whether any response has begun to be written."""
+        return self.waiting < len(self.answers)
 
     def finish(self) -> None:
         """Close the thinking of all responses."""
@@ -141,9 +170,16 @@ class Answering:
     async def _read(self, index: int) -> AsyncIterator[Event]:
         try:
             async for event in self._streams[index]:
+                if isinstance(event, Piece) and self.first_piece is None:
+                    self.first_piece = time.monotonic()
+                cut = self._cut if isinstance(event, Done) and event.exit_reason == CANCELLED else None
+                if cut is not None and isinstance(event, Done):
+                    event = replace(event, finish="length", exit_reason=cut.code or CANCELLED)
                 self.answers[index].take(event)
                 if isinstance(event, Done) and self._observe is not None:
                     self._observe(self.asks[index], event)
+                if cut is not None and not self.answers[index].text("answer").strip():
+                    raise cut
                 yield event
         except Exception:
             self._broken.add(index)

@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -23,17 +23,24 @@ from thrifty.serve.answering import Answering
 from thrifty.serve.asking import Asking, Defaults, explains
 from thrifty.serve.bodies import ChatBody, CompletionBody, Generating, ResponsesBody, Sampling, read
 from thrifty.serve.choosing import choose
+from thrifty.serve.deadlines import Deadlines, end_within
 from thrifty.serve.engine import CANCELLED, Ask, Done, Engine, Served
-from thrifty.serve.errors import Refusal, refusal
+from thrifty.serve.errors import DEADLINE, SHUTTING_DOWN, Refusal, refusal, shutting_down
 from thrifty.serve.guard import Door, Guard, Refused
+from thrifty.serve.limits import Allowance
+from thrifty.serve.metrics import CONTENT_TYPE, Metrics
 from thrifty.serve.openapi import describe
 from thrifty.serve.responses import ResponsesShape
 from thrifty.serve.saved import VanillaMean
 from thrifty.serve.shapes import ChatShape, CompletionShape
+from thrifty.serve.status import status_page
 from thrifty.serve.telling import Telling
+from thrifty.serve.visits import Visit, Visited
 
 MOST_SHADOWS = 4
 """Plain responses that are measured beside others at the same time."""
+_CUT_SHORT = (CANCELLED, DEADLINE, SHUTTING_DOWN)
+"""Exit reasons of responses that say nothing about what a response takes."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
 _log = logging.getLogger("thrifty.serve")
 
@@ -48,6 +55,8 @@ class Gateway:
         vanilla: what plain responses take.
         vanilla_share: of the requests with a method or a bound on the thinking that are answered once more without,
             to measure what plain responses take; nobody is sent those.
+        deadlines: how long a request may take.
+        log_prompts: whether what was asked and answered is to stand in the log.
     """
 
     def __init__(
@@ -57,8 +66,13 @@ class Gateway:
         defaults: Defaults | None = None,
         vanilla: VanillaMean | None = None,
         vanilla_share: float = 0.0,
+        deadlines: Deadlines | None = None,
+        log_prompts: bool = False,
     ) -> None:
         self.engine, self.defaults = engine, defaults or Defaults()
+        self.deadlines, self.log_prompts = deadlines or Deadlines(), log_prompts
+        self.metrics = Metrics(lambda: self._count("waiting"), lambda: self._count("running"))
+        self._stopping = False
         self.vanilla, self._share = vanilla or VanillaMean(), vanilla_share
         self._due = 0.0
         self._shadows: set[asyncio.Task[None]] = set()
@@ -73,11 +87,14 @@ class Gateway:
             Route("/v1/requests/{id}/finish", self._finish, methods=["POST"]),
             Route("/openapi.json", self._describe, methods=["GET"]),
             Route("/healthz", self._health, methods=["GET"]),
+            Route("/metrics", self._counts, methods=["GET"]),
+            Route("/status", self._status, methods=["GET"]),
+            Route("/status.json", self._figures, methods=["GET"]),
         ]
         handlers: dict[Any, Any] = {ThriftyError: _refused, HTTPException: _not_found, Exception: _failed}
         app = Starlette(routes=routes, exception_handlers=handlers)
         app.router.redirect_slashes = False
-        self.app = Guard(app, door or Door())
+        self.app = Visited(Guard(app, door or Door()), self.metrics.visit)
 
     async def _chat(self, request: Request) -> Telling:
         body = read(ChatBody, await request.body())
@@ -116,31 +133,79 @@ class Gateway:
         self, request: Request, body: Sampling, asks: Sequence[Ask], shape: ChatShape | CompletionShape | ResponsesShape
     ) -> Telling:
         owner, id = request.state.owner, asks[0].id
+        visit: Visit = request.state.visit
+        allowance: Allowance = request.state.allowance
+        if self._stopping:
+            raise shutting_down()
         alias = request.headers.get("x-request-id")
         if alias is not None and not _REQUEST_ID.fullmatch(alias):
             raise Refusal("X-Request-ID must be 8 to 64 letters, digits, - or _", 400, "invalid_value")
         if alias is not None and (owner, alias) in self._running:
             raise Refusal("another request with this X-Request-ID is running: choose a new one", 409, "id_in_use")
-        answering = await Answering.open(self.engine, asks, self._observe)
+
+        def observe(ask: Ask, done: Done) -> None:
+            visit.dones.append(done)
+            visit.method = done.method
+            allowance.spend(done.usage.total)
+            self._observe(ask, done)
+
+        reserved = allowance.reserve(sum(ask.settings.max_tokens for ask in asks))
+        try:
+            answering = await Answering.open(self.engine, asks, observe)
+            if self._stopping:  # it began while this one came in
+                answering.cancel()
+                raise shutting_down()
+        except BaseException:
+            allowance.release(reserved)
+            raise
+        visit.id, visit.model, visit.stream = alias or id, asks[0].model, bool(body.stream)
         names = [(owner, name) for name in (id, alias) if name]
         self._running.update(dict.fromkeys(names, answering))
         self._measure(asks[0])
+        unwatch = self.deadlines.watch(answering)
 
         def told() -> dict[str, Any]:
             dones = [answer.end for answer in answering.answers]
             saved = self.vanilla.saved(asks[0].model, dones)
+            visit.saved = saved["tokens"] if saved else None
             account = usage.responses_usage if isinstance(shape, ResponsesShape) else usage.usage
             return account(dones, saved, explains(body))
 
         def ended() -> None:
+            unwatch()
+            allowance.release(reserved)
+            visit.first_piece = answering.first_piece
+            if self.log_prompts:
+                answers = [{part: a.text(part) for part in ("thinking", "answer")} for a in answering.answers]
+                asked = [ask.messages or ask.prompt for ask in asks if ask.sample == 0]
+                visit.said = {"asked": asked, "answered": answers}
             for name in names:
                 del self._running[name]
 
-        return Telling(answering, shape, bool(body.stream), alias or id, told, ended)
+        return Telling(answering, shape, bool(body.stream), alias or id, told, ended, allowance.headers())
+
+    def stop(self, seconds: float) -> None:
+        """Take no more requests, and have those at work end.
+
+        Args:
+            seconds: that they have left: most for the thinking, the rest for the answer.
+        """
+        self._stopping = True
+        for answering in set(self._running.values()):
+            end_within(answering, seconds, shutting_down())
 
     def _observe(self, ask: Ask, done: Done) -> None:
         """Take note of the end of a response."""
-        if done.method == "vanilla" and _unbounded(ask) and done.exit_reason != CANCELLED:
+        plain = done.method == "vanilla" and _unbounded(ask)
+        comparable = not plain and done.exit_reason not in _CUT_SHORT
+        self.metrics.respond(ask.model, done, self.vanilla.saved(ask.model, [done]) if comparable else None)
+        if plain and done.exit_reason not in _CUT_SHORT:
+            self.vanilla.observe(ask.model, done)
+
+    def _observe_plain(self, ask: Ask, done: Done) -> None:
+        """Take note of the end of a plain response that nobody asked for."""
+        self.metrics.measure(ask.model, done)
+        if done.exit_reason != CANCELLED:
             self.vanilla.observe(ask.model, done)
 
     def _measure(self, ask: Ask) -> None:
@@ -161,7 +226,7 @@ class Gateway:
 
     async def _shadow(self, ask: Ask) -> None:
         try:
-            await (await Answering.open(self.engine, [ask], self._observe)).collect()
+            await (await Answering.open(self.engine, [ask], self._observe_plain)).collect()
         except Refusal as error:
             _log.info("a plain response could not be measured: %s", error)
 
@@ -207,6 +272,27 @@ class Gateway:
 
     async def _health(self, request: Request) -> Response:
         return JSONResponse({"status": "ok"})
+
+    async def _counts(self, request: Request) -> Response:
+        return Response(self.metrics.text(), media_type=CONTENT_TYPE)
+
+    async def _status(self, request: Request) -> Response:
+        return status_page()
+
+    async def _figures(self, request: Request) -> Response:
+        served = self.engine.models()
+        told = {
+            "models": [model.id for model in served],
+            "method": served[0].method,
+            "uptime_seconds": int(time.time()) - self._began,
+            "waiting": self._count("waiting"),
+            "running": self._count("running"),
+            **self.metrics.totals(),
+        }
+        return JSONResponse(told, headers={"cache-control": "no-store"})
+
+    def _count(self, what: Literal["waiting", "running"]) -> int:
+        return sum(getattr(answering, what) for answering in set(self._running.values()))
 
 
 def _unbounded(ask: Ask) -> bool:

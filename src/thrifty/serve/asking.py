@@ -107,8 +107,8 @@ class Asking:
         for name in asked:
             if name not in self.passes:
                 raise Refusal(
-                    f"{name!r} is nothing that {self.choice.served.id!r} can do here: leave it out, or ask a server "
-                    "that can, behind `thrifty serve --upstream`",
+                    f"{name!r} is nothing that {self.choice.served.id!r} can do here: leave it out"
+                    + (", or ask a server that can, behind `thrifty serve --upstream`" if not self.passes else ""),
                     400,
                     "unsupported_parameter",
                     name,
@@ -168,6 +168,7 @@ class Asking:
             logprobs=logprobs,
             effort=effort,
             passed=passed,
+            given=frozenset(name for name in body.model_fields_set if getattr(body, name) is not None),
         )
 
 

@@ -38,6 +38,7 @@ class Ask:
         effort: the client's ``reasoning_effort``, None where it gave none; see `thrifty.serve.effort`.
         passed: fields of the body that only some engines can serve, such as ``response_format``, as the client wrote
             them; the API has refused those that `Engine.passes` does not name.
+        given: names of the fields that the client itself has set; what the others stand for may be left to a server.
     """
 
     id: str
@@ -51,6 +52,7 @@ class Ask:
     logprobs: int | None = None
     effort: str | None = None
     passed: Mapping[str, Any] = field(default_factory=dict)
+    given: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,11 @@ class Stream(Protocol):
     Iterating gives `Piece`s and then one `Done`, whose exit reason is ``cancelled`` after `cancel`. It raises
     `thrifty.serve.errors.Refusal` if the response breaks off. Who stops reading may begin again where it was.
     """
+
+    @property
+    def begun(self) -> bool:
+        """Whether work on it has begun: it waits no longer for its turn here, nor for the first sign of a server."""
+        ...
 
     def __aiter__(self) -> AsyncIterator[Event]: ...
 

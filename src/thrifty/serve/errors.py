@@ -6,6 +6,11 @@ from typing import Any
 
 from thrifty.errors import ContextOverflow, ThriftyError, UnknownName
 
+DEADLINE = "deadline"
+"""Why a response ended that took too long."""
+SHUTTING_DOWN = "shutting_down"
+"""Why a response ended with the server."""
+
 
 class Refusal(ThriftyError):
     """A request that is not answered, or an answer that breaks off.
@@ -40,6 +45,11 @@ class Refusal(ThriftyError):
 
 
 _KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+def shutting_down() -> Refusal:
+    """Return what is told to clients that come too late."""
+    return Refusal("the server is shutting down: try again", 503, SHUTTING_DOWN, retry_after=5.0)
 
 
 def refusal(error: ThriftyError, param: str | None = None) -> Refusal:

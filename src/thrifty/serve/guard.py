@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
 import hashlib
 import json
+import math
 import os
 import re
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from thrifty.errors import ThriftyError
 from thrifty.serve.errors import Refusal
+from thrifty.serve.limits import Allowances, Limits
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -23,6 +28,11 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN_PATHS = frozenset({"/healthz"})
 """What anybody may see."""
+BROWSED_PATHS = frozenset({"/status", "/status.json"})
+"""What a browser shows: it cannot send a bearer key, and so may send the key as a password. Nothing else takes one,
+for browsers send passwords along with whatever pages of other sites ask them to."""
+GENERATING = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})
+"""What the limits of a key are about."""
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 """Where a server without keys may listen."""
 _DISCARDED = 1 << 16
@@ -34,46 +44,58 @@ class Door:
     """What is let in.
 
     Attributes:
-        keys: SHA-256 digests of the bearer keys, in hexadecimal; none for a server that only this machine reaches.
+        keys: the name of each bearer key, by its SHA-256 digest in hexadecimal; none for a server that only this
+            machine reaches.
         max_body: bytes of the largest body.
         body_seconds: that a body may take to arrive.
+        limits: what each key may ask for, or all requests together where there are no keys.
     """
 
-    keys: frozenset[str] = frozenset()
+    keys: Mapping[str, str] = field(default_factory=dict)
     max_body: int = 4 << 20
     body_seconds: float = 30.0
+    limits: Limits = field(default_factory=Limits)
 
 
-def read_keys(variable: str | None, file: Path | None) -> frozenset[str]:
-    """Return the digests of the keys that let in.
+def read_keys(variable: str | None, file: Path | None) -> dict[str, str]:
+    """Return the keys that let in: their names by their digests.
 
     Args:
-        variable: environment variable with keys, blanks or commas between them; None for none.
-        file: with the SHA-256 of a key in hexadecimal on each line, perhaps a comment behind ``#``; None for none.
+        variable: environment variable with keys, blanks or commas between them; None for none. They are named after
+            their digests.
+        file: with the SHA-256 of a key in hexadecimal on each line, then perhaps its name, and perhaps a comment
+            behind ``#``; None for none.
 
     Raises:
         ThriftyError: there is no key there.
     """
-    found: set[str] = set()
+    found: dict[str, str] = {}
     if variable is not None:
         keys = os.environ.get(variable, "").replace(",", " ").split()
         if not keys:
             raise ThriftyError(f"the environment variable {variable} holds no key: set it, or leave out --key-env")
-        found.update(map(digest, keys))
+        found.update((digest(key), _named(digest(key))) for key in keys)
     if file is not None:
         try:
-            lines = [line.partition("#")[0].strip().lower() for line in file.read_text().splitlines()]
+            lines = [line.partition("#")[0].split() for line in file.read_text().splitlines()]
         except (OSError, UnicodeDecodeError) as error:
             raise ThriftyError(f"cannot read the keys in {file}: {error}") from error
         for number, line in enumerate(lines, start=1):
-            if line and not re.fullmatch(r"[0-9a-f]{64}", line):
+            if line and (len(line) > 2 or not re.fullmatch(r"[0-9a-fA-F]{64}", line[0])):
                 raise ThriftyError(
-                    f"{file} line {number} is no SHA-256 of a key: write it with `printf %s KEY | sha256sum`"
+                    f"{file} line {number} is no SHA-256 of a key: write it with `printf %s KEY | sha256sum`, and "
+                    "perhaps a name in one word behind it"
                 )
-        found.update(filter(None, lines))
-        if not found:
+        named = {line[0].lower(): line[1] if len(line) > 1 else "-" for line in lines if line}
+        if not named:
             raise ThriftyError(f"{file} holds no key: write one with `printf %s KEY | sha256sum >> {file}`")
-    return frozenset(found)
+        # sha256sum writes a dash where the name of a file would stand
+        found.update((digest, _named(digest) if name == "-" else name) for digest, name in named.items())
+    return found
+
+
+def _named(digest: str) -> str:
+    return f"key-{digest[:8]}"
 
 
 def digest(key: str) -> str:
@@ -84,7 +106,8 @@ def digest(key: str) -> str:
 class Guard:
     """Refuse strangers and what is too large, then hand the whole body on.
 
-    ``scope["state"]["owner"]`` tells the application whose request it is: the digest of the key, or nothing.
+    ``scope["state"]["owner"]`` tells the application whose request it is: the digest of the key, or nothing;
+    ``scope["state"]["allowance"]`` what that key has left.
 
     Args:
         app: the application.
@@ -93,22 +116,31 @@ class Guard:
 
     def __init__(self, app: App, door: Door) -> None:
         self._app, self._door = app, door
+        self._allowances = Allowances(door.limits)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
-        try:
-            owner = self._owner(scope["path"], headers)
-            body = b"" if scope["method"] in ("GET", "HEAD") else await self._body(headers, receive)
-        except Refusal as error:
-            # what is still on its way is not read, unless it is so little that a new connection would cost more
-            size = headers.get(b"content-length", b"0" if b"transfer-encoding" not in headers else b"")
-            await refuse(send, error, close=not (size.isdigit() and int(size[:20]) <= _DISCARDED))
-            return
-        scope.setdefault("state", {})["owner"] = owner
-        await self._app(scope, _replayed(body, receive), send)
+        state = scope.setdefault("state", {})
+        with ExitStack() as stack:
+            try:
+                owner = state["owner"] = self._owner(scope["path"], headers)
+                allowance = state["allowance"] = self._allowances.of(owner)
+                if "visit" in state:
+                    state["visit"].key = self._door.keys.get(owner, "")
+                if scope["path"] in GENERATING:
+                    stack.enter_context(allowance.request())
+                body = b"" if scope["method"] in ("GET", "HEAD") else await self._body(headers, receive)
+            except Refusal as error:
+                # what is still on its way is not read, unless it is so little that a new connection would cost more
+                size = headers.get(b"content-length", b"0" if b"transfer-encoding" not in headers else b"")
+                extra = state["allowance"].headers() if "allowance" in state else ()
+                close = not (size.isdigit() and int(size[:20]) <= _DISCARDED)
+                await refuse(scope, send, error, close, extra)
+                return
+            await self._app(scope, _replayed(body, receive), send)
 
     def _owner(self, path: str, headers: dict[bytes, bytes]) -> str:
         if path in OPEN_PATHS:
@@ -120,6 +152,8 @@ class Guard:
                 raise Refusal("this server takes requests for localhost only: it has no keys", 403, "forbidden_host")
             return ""
         scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
+        if path in BROWSED_PATHS and scheme.lower() == b"basic":
+            scheme, key = b"bearer", _password(key)
         found = hashlib.sha256(key.strip()).hexdigest()
         # what is looked up is a digest, so that the time it takes says nothing about the keys
         if scheme.lower() != b"bearer" or found not in self._door.keys:
@@ -155,23 +189,37 @@ class Guard:
         return Refusal(f"the body has more than {self._door.max_body:,} bytes: shorten the request", 413)
 
 
-async def refuse(send: Send, error: Refusal, close: bool = False, extra: Iterable[tuple[bytes, bytes]] = ()) -> None:
+def _password(given: bytes) -> bytes:
+    """Return the password of Basic authentication, empty where it cannot be read."""
+    try:
+        return base64.b64decode(given, validate=True).partition(b":")[2]
+    except binascii.Error:
+        return b""
+
+
+async def refuse(
+    scope: Scope, send: Send, error: Refusal, close: bool = False, extra: Iterable[tuple[bytes, bytes]] = ()
+) -> None:
     """Send an error.
 
     Args:
-        send: of the request.
+        scope: of the request; what is noted of it is told the error.
+        send: likewise.
         error: what to say.
         close: whether to close the connection.
         extra: further headers.
     """
+    if visit := scope.get("state", {}).get("visit"):
+        visit.code = error.code or error.kind
     body = json.dumps(error.body()).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *extra]
     if close:
         headers.append((b"connection", b"close"))
     if error.status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
+        browsed = scope["path"] in BROWSED_PATHS
+        headers.append((b"www-authenticate", b'Basic realm="thrifty"' if browsed else b"Bearer"))
     if error.retry_after is not None:
-        headers.append((b"retry-after", b"%d" % max(1, round(error.retry_after))))
+        headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after))))
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
@@ -187,7 +235,7 @@ class Refused:
         self._error = error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await refuse(send, self._error)
+        await refuse(scope, send, self._error)
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

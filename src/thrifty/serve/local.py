@@ -7,7 +7,7 @@ import functools
 import logging
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from queue import Empty, SimpleQueue
 
 from thrifty.errors import ContextOverflow, ThriftyError
@@ -15,8 +15,9 @@ from thrifty.methods import get_method
 from thrifty.methods.base import Composition
 from thrifty.models.torch import TorchModel
 from thrifty.serve import effort
-from thrifty.serve.engine import Ask, Event, Piece, Served
-from thrifty.serve.errors import Refusal, refusal
+from thrifty.serve.engine import Ask, Event, Served
+from thrifty.serve.errors import Refusal, refusal, shutting_down
+from thrifty.serve.inbox import Inbox
 from thrifty.serve.play import Order, Play
 from thrifty.serve.scheduler import Scheduler
 from thrifty.spec import format_spec
@@ -25,38 +26,21 @@ from thrifty.traces.trace import Problem
 _log = logging.getLogger("thrifty.serve")
 
 
-class LocalStream:
+class LocalStream(Inbox):
     """A response that the engine thread writes and the event loop reads; see `thrifty.serve.engine.Stream`."""
 
     def __init__(self, ask: Ask) -> None:
+        super().__init__()
         self.ask = ask
         self.loop = asyncio.get_running_loop()
         self.accepted: asyncio.Future[None] = self.loop.create_future()
         self.play: Play | None = None
         self.cancelled = False
-        self._events: deque[Event | Refusal] = deque()
-        self._news = asyncio.Event()
-        self._over = False
 
-    async def __aiter__(self) -> AsyncIterator[Event]:
-        while not self._over:
-            while not self._events:
-                self._news.clear()
-                await self._news.wait()
-            event = self._events.popleft()
-            # a reader that lags gets what has come meanwhile at once
-            while (
-                isinstance(event, Piece)
-                and self._events
-                and isinstance(following := self._events[0], Piece)
-                and following.channel == event.channel
-            ):
-                event = _joined(event, following)
-                self._events.popleft()
-            self._over = not isinstance(event, Piece)
-            if isinstance(event, Refusal):
-                raise event
-            yield event
+    @property
+    def begun(self) -> bool:
+        """See `thrifty.serve.engine.Stream`."""
+        return self.play is not None and self.play.begun
 
     def cancel(self) -> None:
         """See `thrifty.serve.engine.Stream`."""
@@ -77,13 +61,7 @@ class LocalStream:
             else:
                 self.accepted.set_result(None)
         if event is not None:
-            self._events.append(event)
-            self._news.set()
-
-
-def _joined(first: Piece, second: Piece) -> Piece:
-    logprobs = (*first.logprobs, *second.logprobs)
-    return Piece(first.channel, first.text + second.text, first.tokens + second.tokens, logprobs)
+            self.put(event)
 
 
 class LocalEngine:
@@ -143,7 +121,7 @@ class LocalEngine:
     async def start(self, ask: Ask) -> LocalStream:
         """See `thrifty.serve.engine.Engine`."""
         if self._closed:
-            raise _shutting_down()
+            raise shutting_down()
         if self._inbox.qsize() + len(self._waiting) >= self.queue:
             raise Refusal("too many requests are waiting: try again in a moment", 429, "queue_full", retry_after=1.0)
         stream = LocalStream(ask)
@@ -168,6 +146,7 @@ class LocalEngine:
                 idle = not self._scheduler.plays and not self._waiting
                 if not self._take_in(wait=idle):
                     return
+                self._forget_cancelled()
                 while self._waiting and len(self._scheduler.plays) < self.slots:
                     self._scheduler.start(self._waiting.popleft()[1])
                 self._scheduler.step()
@@ -185,7 +164,7 @@ class LocalEngine:
                 return True
             wait = False
             if stream is None:
-                self._abandon(_shutting_down())
+                self._abandon(shutting_down())
                 self._flush()
                 return False
             if stream.cancelled:
@@ -203,6 +182,14 @@ class LocalEngine:
                 play.cancelled = stream.cancelled  # it may have been cancelled meanwhile
                 emit(None)
                 self._waiting.append((stream, play))
+
+    def _forget_cancelled(self) -> None:
+        """End what nobody wants any more before its turn comes."""
+        cancelled = [play for _, play in self._waiting if play.cancelled]
+        if cancelled:
+            self._waiting = deque(entry for entry in self._waiting if not entry[1].cancelled)
+        for play in cancelled:
+            play.give_up()
 
     def _emit(self, stream: LocalStream, event: Event | Refusal | None) -> None:
         self._outbox.append((stream, event))
@@ -332,7 +319,3 @@ class LocalEngine:
 def _deliver(events: Sequence[tuple[LocalStream, Event | Refusal | None]]) -> None:
     for stream, event in events:
         stream.deliver(event)
-
-
-def _shutting_down() -> Refusal:
-    return Refusal("the server is shutting down: try again", 503, "shutting_down", retry_after=5.0)

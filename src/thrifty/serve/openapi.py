@@ -59,9 +59,10 @@ _REASONS = {
     "409": "Another request with this X-Request-ID is running.",
     "413": "The body is too large.",
     "415": "The body is not JSON.",
-    "429": "Too many requests are waiting.",
+    "429": "Too many requests are waiting, or the key has used up what it may have for now.",
     "500": "The server failed.",
-    "503": "The server is shutting down.",
+    "503": "The server is shutting down, or the request waited too long.",
+    "504": "The time for an answer was over before one began.",
 }
 
 
@@ -91,10 +92,16 @@ def _generating(summary: str, body: str, answer: str) -> dict[str, Any]:
             "requestBody": {"required": True, "content": _json({"$ref": f"#/components/schemas/{body}"})},
             "responses": {
                 "200": {"description": "The answer, whole or as server-sent events.", "content": content},
-                **_refused("400", "401", "403", "404", "408", "409", "413", "415", "429", "500", "503"),
+                **_refused("400", "401", "403", "404", "408", "409", "413", "415", "429", "500", "503", "504"),
             },
         }
     }
+
+
+def _showing(summary: str, kind: str) -> dict[str, Any]:
+    """Return the description of a route that shows something that is not JSON."""
+    found = {"200": {"description": "Found.", "content": {kind: {"schema": {"type": "string"}}}}}
+    return {"get": {"summary": summary, "responses": {**found, **_refused("401", "403")}}}
 
 
 def _getting(summary: str, schema: dict[str, Any], *statuses: str, **more: Any) -> dict[str, Any]:
@@ -131,6 +138,9 @@ def describe() -> dict[str, Any]:
                     parameters=[id],
                 )
             },
+            "/metrics": _showing("What was counted, for Prometheus.", "text/plain"),
+            "/status": _showing("A page that shows what is spent and saved.", "text/html"),
+            "/status.json": {"get": _getting("What that page shows.", {"type": "object"}, "401", "403")},
             "/openapi.json": {"get": _getting("This description.", {"type": "object"}, "401", "403")},
             "/healthz": {"get": {**_getting("Tell that the server lives.", {"type": "object"}), "security": []}},
         },

@@ -82,6 +82,11 @@ class Play:
     _spent: Usage = field(default_factory=Usage, init=False)
     _ended: bool = field(default=False, init=False)
 
+    @property
+    def begun(self) -> bool:
+        """Whether it waits no longer."""
+        return self._playing is not None
+
     def begin(self, model: TorchModel, made: Sequence[Controller] | None, watch: Controller) -> list[Wanted] | Trace:
         """Start the flow, perhaps anew; return its first calls.
 

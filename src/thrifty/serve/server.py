@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 from collections.abc import Callable
 
@@ -14,6 +15,8 @@ from thrifty.serve.app import Gateway
 
 MOST_HEAD = 1 << 18
 """Bytes that may come before the headers of a request are complete."""
+LAST_SECONDS = 5
+"""That clients have to read the ends of what they asked for, once the server stops."""
 HEAD_SECONDS = 30.0
 """That the headers of a request may take to arrive."""
 
@@ -71,7 +74,7 @@ class Server(uvicorn.Server):
         gateway: what answers; its engine is closed with the server.
         host: where to listen.
         port: likewise, 0 for any that is free.
-        graceful_seconds: that requests at work get when the server is told to stop.
+        graceful_seconds: that requests at work get when the server is told to stop; see `Gateway.stop`.
         ready: told the address once requests are taken.
 
     Raises:
@@ -83,10 +86,10 @@ class Server(uvicorn.Server):
         gateway: Gateway,
         host: str = "127.0.0.1",
         port: int = 8000,
-        graceful_seconds: int = 30,
+        graceful_seconds: float = 30.0,
         ready: Callable[[str], None] | None = None,
     ) -> None:
-        self._gateway, self._ready = gateway, ready
+        self._gateway, self._ready, self._graceful_seconds = gateway, ready, graceful_seconds
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._socket = socket.socket(family, socket.SOCK_STREAM)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -109,7 +112,7 @@ class Server(uvicorn.Server):
                 server_header=False,
                 proxy_headers=False,
                 backlog=1024,
-                timeout_graceful_shutdown=graceful_seconds,
+                timeout_graceful_shutdown=math.ceil(graceful_seconds) + LAST_SECONDS,
             )
         )
 
@@ -119,6 +122,7 @@ class Server(uvicorn.Server):
             self._ready(self.address)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._gateway.stop(self._graceful_seconds)
         try:
             await super().shutdown(sockets)
         finally:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from thrifty.models.torch import TorchModel
 from thrifty.serve.engine import Channel, Piece, TokenLogprob
 from thrifty.traces.think import MarkerFilter
 from thrifty.traces.trace import Phase
+
+if TYPE_CHECKING:
+    from thrifty.models.torch import TorchModel
 
 
 class StopFilter:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from thrifty.serve.answering import Answering
@@ -12,6 +12,7 @@ from thrifty.serve.engine import Done
 from thrifty.serve.errors import Refusal
 from thrifty.serve.guard import Receive, Scope, Send, refuse
 from thrifty.serve.shapes import Shape
+from thrifty.serve.visits import CLIENT_GONE
 
 
 class Telling:
@@ -24,6 +25,7 @@ class Telling:
         id: of the request, for its header.
         usage: returns the account, once all responses are complete.
         ended: called when it is over, however it went.
+        headers: further ones.
     """
 
     def __init__(
@@ -34,13 +36,15 @@ class Telling:
         id: str,
         usage: Callable[[], Mapping[str, Any]],
         ended: Callable[[], None],
+        headers: Sequence[tuple[bytes, bytes]] = (),
     ) -> None:
-        self._answering, self._shape, self._stream, self._id = answering, shape, stream, id
+        self._answering, self._shape, self._stream = answering, shape, stream
+        self._headers = [(b"x-request-id", id.encode()), *headers]
         self._usage, self._ended = usage, ended
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         gone = asyncio.ensure_future(_gone(receive))
-        telling = asyncio.ensure_future(self._tell(send) if self._stream else self._tell_whole(send))
+        telling = asyncio.ensure_future(self._tell(scope, send) if self._stream else self._tell_whole(scope, send))
         try:
             await asyncio.wait({gone, telling}, return_when=asyncio.FIRST_COMPLETED)
             if telling.done():
@@ -49,22 +53,23 @@ class Telling:
             self._ended()
             gone.cancel()
             if not telling.done():
+                scope["state"]["visit"].status = CLIENT_GONE
                 self._answering.cancel()
                 telling.cancel()
                 await asyncio.wait({telling})
                 await self._answering.settle()
 
-    async def _tell_whole(self, send: Send) -> None:
+    async def _tell_whole(self, scope: Scope, send: Send) -> None:
         try:
             answers = await self._answering.collect()
         except Refusal as error:
-            await refuse(send, error, extra=[(b"x-request-id", self._id.encode())])
+            await refuse(scope, send, error, extra=self._headers)
             return
         body = json.dumps(self._shape.whole(answers, self._usage()), ensure_ascii=False).encode()
         await self._start(send, b"application/json", [(b"content-length", b"%d" % len(body))])
         await send({"type": "http.response.body", "body": body})
 
-    async def _tell(self, send: Send) -> None:
+    async def _tell(self, scope: Scope, send: Send) -> None:
         answers, shape = self._answering.answers, self._shape
         await self._start(send, b"text/event-stream; charset=utf-8", [(b"x-accel-buffering", b"no")])
         await _more(send, shape.begin(len(answers)))
@@ -77,12 +82,14 @@ class Telling:
                 else:
                     await _more(send, shape.end(index, answers, self._usage()))
         except Refusal as error:
+            visit = scope["state"]["visit"]
+            visit.status, visit.code = error.status, error.code or error.kind
             await _more(send, shape.fail(error))
         await send({"type": "http.response.body", "body": b""})
 
     async def _start(self, send: Send, kind: bytes, more: list[tuple[bytes, bytes]]) -> None:
-        headers = [(b"content-type", kind), (b"cache-control", b"no-store"), (b"x-request-id", self._id.encode())]
-        await send({"type": "http.response.start", "status": 200, "headers": headers + more})
+        headers = [(b"content-type", kind), (b"cache-control", b"no-store"), *self._headers, *more]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
 
 
 async def _more(send: Send, body: bytes) -> None:

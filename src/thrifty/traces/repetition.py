@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def repeats(ids: Sequence[int], longest: int = 96, least: int = 4, span: int = 64) -> bool:
+def repeats(ids: Sequence[object], longest: int = 96, least: int = 4, span: int = 64) -> bool:
     """Tell whether a sequence ends in a loop.
 
     Args:
-        ids: token ids.
+        ids: token ids, or words.
         longest: the longest period that is looked for, in tokens.
         least: how many periods must stand in a row.
         span: how many tokens they must cover at least; short periods must repeat more often.

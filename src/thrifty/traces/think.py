@@ -54,6 +54,11 @@ THINK_FORMATS = {
     )
 }
 
+CLOSERS = tuple(f.close for f in THINK_FORMATS.values() if f.thinks)
+MARKERS = (*CLOSERS, *(f.open for f in THINK_FORMATS.values() if f.thinks))
+"""What the known formats begin and end their thinking with."""
+_MARKER = re.compile("|".join(map(re.escape, MARKERS)))
+
 
 def think_format(name: str) -> ThinkFormat:
     """Return a format by name, or one made of ``OPEN,CLOSE`` markers.
@@ -255,6 +260,92 @@ class MarkerFilter:
                 self._behind = False
                 shown.append((phase, text))
         return shown
+
+
+class Splitter:
+    """Tells thinking from answer in a text that comes in pieces.
+
+    An opener counts only where nothing but space stands between it and the start or the last closer. The first
+    closer ends the thinking even where the prompt had opened it. Anything else that looks like a marker is text.
+
+    Args:
+        opened: whether the prompt has opened a block.
+        markers: whether to keep the markers; without them the blanks behind them go, too, and an empty piece of
+            thinking stands for each.
+
+    Attributes:
+        closed_by: ``model`` if it closed its last block, ``prompt`` while there was none, None within one.
+        opened_by: who opened the first block: ``prompt``, ``model``, None while there was none.
+    """
+
+    def __init__(self, opened: bool = False, markers: bool = True) -> None:
+        self.closed_by: str | None = None if opened else "prompt"
+        self.opened_by: str | None = "prompt" if opened else None
+        self._phase: Phase = "thinking" if opened else "answer"
+        self._fresh = True
+        self._held = ""
+        self._reasoned = False
+        self._markers, self._behind = markers, False
+
+    def reasoned(self) -> None:
+        """Take note that the server tells the thinking apart.
+
+        From here a lone closer amid the content is text, and a think block there repeats what was told.
+        """
+        self._reasoned = True
+        if self.closed_by == "prompt":
+            self.closed_by = "model"
+            self._behind = True
+
+    def feed(self, text: str, last: bool = False) -> list[tuple[Phase, str]]:
+        """Take a piece of text in; return what is certain by now, with its phase."""
+        self._held += text
+        pieces: list[tuple[Phase, str]] = []
+        while found := _MARKER.search(self._held):
+            taken, self._held = self._held[: found.end()], self._held[found.end() :]
+            phase = self._pass(taken, found.group())
+            pieces.append((phase, self._kept(taken, found.group() if phase == "thinking" else "")))
+        ready = len(self._held) if last else self._certain()
+        if taken := self._held[:ready]:
+            self._held = self._held[ready:]
+            self._fresh &= self._phase == "answer" and not taken.strip()
+            pieces.append((self._phase, self._kept(taken)))
+        return [(p, t) for p, t in pieces if not (self._reasoned and p == "thinking") and (t or p == "thinking")]
+
+    def _kept(self, text: str, marker: str = "") -> str:
+        """Return what is to be seen of a text that ends with a marker, or with none."""
+        if self._markers:
+            return text
+        text = text.removesuffix(marker)
+        text = text.lstrip() if self._behind or (marker and not text.strip()) else text
+        self._behind = bool(marker) or (self._behind and not text)
+        return text
+
+    def _pass(self, taken: str, marker: str) -> Phase:
+        """Go past a marker; return the phase of what ends with it."""
+        closer = marker in CLOSERS
+        fresh = self._fresh and not taken[: -len(marker)].strip()
+        if self._phase == "thinking" or (closer and (fresh or self.closed_by == "prompt")):
+            if closer:
+                self.opened_by = self.opened_by or "prompt"
+                self._phase, self.closed_by, self._fresh = "answer", "model", True
+            return "thinking"
+        if fresh and not closer:
+            self.opened_by = self.opened_by or "model"
+            self._phase, self.closed_by = "thinking", None
+            return "thinking"
+        self._fresh = False
+        return "answer"
+
+    def _certain(self) -> int:
+        """Return how much of the held text is surely no part of a marker nor the space before one."""
+        certain = len(self._held)
+        for size in range(1, min(certain, max(map(len, MARKERS)) - 1) + 1):
+            if any(marker.startswith(self._held[-size:]) for marker in MARKERS):
+                certain = len(self._held) - size
+        if self._phase == "answer" and self._fresh and not self._held[:certain].strip():
+            return 0
+        return certain
 
 
 def split_thinking(text: str, format: ThinkFormat, opened: bool = False) -> tuple[str, str | None]:

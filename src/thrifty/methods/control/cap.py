@@ -9,7 +9,7 @@ from typing import ClassVar
 from thrifty.decoding.controller import Batch, Controller
 from thrifty.decoding.row import Row
 from thrifty.errors import ThriftyError
-from thrifty.methods.base import Method
+from thrifty.methods.base import Method, TextSteering
 from thrifty.models.torch import TorchModel
 
 
@@ -43,6 +43,9 @@ class Cap(Method):
     def __post_init__(self) -> None:
         if self.budget < -1:
             raise ThriftyError("cap: budget must be at least 0, or -1 for no limit")
+
+    def over_text(self) -> TextSteering:
+        return TextSteering(None if self.budget == -1 else self.budget)
 
     def controllers(self, model: TorchModel) -> list[Controller]:
         return [] if self.budget == -1 else [_CloseAtBudget(self.budget)]

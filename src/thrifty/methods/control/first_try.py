@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -17,7 +17,7 @@ from thrifty.decoding.controller import Batch, Controller
 from thrifty.decoding.gate import Gate, Training, calibrate_threshold, evaluate, fit_gate, rare_classes
 from thrifty.decoding.row import Row
 from thrifty.errors import ThriftyError
-from thrifty.methods.base import Method
+from thrifty.methods.base import Method, TextSteering
 from thrifty.methods.control.vanilla import Vanilla
 from thrifty.methods.tuning import Tuning, divide
 from thrifty.models.base import Model
@@ -177,6 +177,18 @@ class FirstTry(Method):
             model.require(Need.HIDDEN, self.spec)
             assert isinstance(model, TorchModel)
             self.artefact.require(model)
+
+    def over_text(self) -> TextSteering | None:
+        def watch() -> Callable[[str], bool]:
+            seen = _Seen(self.tries)
+
+            def stops(line: str) -> bool:
+                seen.count += extract_candidates(line) is not None
+                return seen.count == seen.tries
+
+            return stops
+
+        return None if self.gates else TextSteering(watch=watch if self.tries else None)
 
     def controllers(self, model: TorchModel) -> list[Controller]:
         if not self.tries:

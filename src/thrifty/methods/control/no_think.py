@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from thrifty.decoding.controller import Batch, Controller
 from thrifty.decoding.row import Row
-from thrifty.methods.base import Method
+from thrifty.methods.base import Method, TextSteering
 from thrifty.models.torch import TorchModel
 
 
@@ -36,6 +36,9 @@ class NoThinking(Method):
 
     slug: ClassVar[str] = "no-think"
     thought: str = ""
+
+    def over_text(self) -> TextSteering | None:
+        return None if self.thought else TextSteering(budget=0)
 
     def controllers(self, model: TorchModel) -> list[Controller]:
         return [_CloseAtOnce(self.thought)]

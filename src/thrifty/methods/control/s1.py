@@ -9,7 +9,7 @@ from typing import ClassVar
 from thrifty.decoding.controller import Batch, Controller
 from thrifty.decoding.row import Row
 from thrifty.errors import ThriftyError
-from thrifty.methods.base import Method
+from thrifty.methods.base import Method, TextSteering
 from thrifty.models.torch import TorchModel
 
 
@@ -73,6 +73,11 @@ class S1(Method):
             raise ThriftyError("s1: minimum and extensions must be at least 0, maximum at least 0 or -1 for none")
         if -1 < self.maximum < self.minimum:
             raise ThriftyError(f"s1: maximum ({self.maximum}) must not be below minimum ({self.minimum})")
+
+    def over_text(self) -> TextSteering | None:
+        if self.minimum or self.closing:  # those are written into the stream
+            return None
+        return TextSteering(None if self.maximum == -1 else self.maximum)
 
     def controllers(self, model: TorchModel) -> list[Controller]:
         return [_ForceBudget(self, model)]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from thrifty.catalogue import Need
-from thrifty.methods.base import Method
+from thrifty.methods.base import Method, TextSteering
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,3 +16,6 @@ class Vanilla(Method):
     slug: ClassVar[str] = "vanilla"
     needs: ClassVar[Need] = Need.TEXT
     thinks: ClassVar[bool] = False
+
+    def over_text(self) -> TextSteering:
+        return TextSteering()

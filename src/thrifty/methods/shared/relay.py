@@ -18,11 +18,8 @@ from thrifty.models import load_model
 from thrifty.models.base import Job, Model, Settings, TextModel
 from thrifty.models.torch import TorchModel
 from thrifty.traces.answers import extract_answer
-from thrifty.traces.think import THINK_FORMATS
+from thrifty.traces.think import CLOSERS, MARKERS
 from thrifty.traces.trace import Message, Phase, Segment, Trace, Usage
-
-MARKERS = tuple(m for f in THINK_FORMATS.values() if f.thinks for m in (f.open, f.close))
-CLOSERS = tuple(f.close for f in THINK_FORMATS.values() if f.thinks)
 
 
 class Answerer(TextModel):

@@ -1,0 +1,240 @@
+"""The gateway under load: ``python benchmarks/load.py --clients 64 --seconds 60``.
+
+Streaming clients ask a server of its own process, each request with a seed of its own. Every response is compared with
+what the same method gives offline for that seed. Then phases alternate, with and without requests beside them that are
+refused (an unknown key, a body that is too large, a broken one), to see what these take from the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import httpx
+
+from thrifty.methods import get_method
+from thrifty.models import load_model
+from thrifty.models.base import Job, Settings
+from thrifty.models.torch import TorchModel
+from thrifty.serve.shown import Shown
+from thrifty.tasks import load_task
+from thrifty.traces.trace import Problem
+
+KEY = "benchmark"
+CHAT = "/v1/chat/completions"
+MOST_BODY = 1 << 16
+PHASES = 4
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked: a problem, its seed and the texts that it must come back with."""
+
+    problem: Problem
+    seed: int
+    thinking: str
+    answer: str
+
+
+@dataclass
+class Counts:
+    """What came of the requests of one phase.
+
+    Attributes:
+        responses: complete ones, by client.
+        tokens: that they have.
+        first: seconds until the first text of each.
+        wrong: descriptions of responses that are not what they should be.
+        refused: statuses of requests that had to be refused.
+    """
+
+    responses: Counter[int] = field(default_factory=Counter)
+    tokens: int = 0
+    first: list[float] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    refused: Counter[int] = field(default_factory=Counter)
+
+
+def offline(args: argparse.Namespace) -> list[Question]:
+    """Answer every question without a server."""
+    model = load_model(args.model, dtype=args.dtype)
+    assert isinstance(model, TorchModel), "the server runs it itself"
+    method = get_method(args.method)
+    found = []
+    for seed, problem in enumerate(load_task(args.task).problems(args.questions)):
+        settings = Settings(max_tokens=args.max_tokens, temperature=args.temperature, seed=seed)
+        # draws depend on the name of a problem, and the server calls every one the same
+        (trace,) = method.solve(model, [Job(replace(problem, id="question"), 0)], settings)
+        texts, filtered = {"thinking": "", "answer": ""}, Shown(model)
+        shown = [filtered.feed(s.phase, s.ids) for s in trace.segments if s.kind not in ("probe", "helper")]
+        for piece in [piece for pieces in shown for piece in pieces] + filtered.end():
+            texts[piece.channel] += piece.text
+        found.append(Question(problem, seed, texts["thinking"], texts["answer"]))
+    return found
+
+
+def body(args: argparse.Namespace, question: Question) -> dict[str, Any]:
+    return {
+        "model": f"{args.model}@{args.method}",
+        "messages": list(question.problem.messages),
+        "max_tokens": args.max_tokens,
+        "temperature": args.temperature,
+        "seed": question.seed,
+        "stream": True,
+    }
+
+
+async def ask(client: httpx.AsyncClient, args: argparse.Namespace, question: Question, me: int, counts: Counts) -> None:
+    """Ask a question and compare what comes."""
+    told = {"reasoning_content": "", "content": ""}
+    began, usage = time.perf_counter(), None
+    async with client.stream("POST", CHAT, json=body(args, question)) as response:
+        if response.status_code != 200:
+            counts.wrong.append(f"status {response.status_code}")
+            return
+        first = True
+        async for line in response.aiter_lines():
+            if not line.startswith("data: {"):
+                continue
+            chunk = json.loads(line[6:])
+            if "error" in chunk:
+                counts.wrong.append(chunk["error"]["code"])
+                return
+            usage = chunk.get("usage") or usage
+            for choice in chunk["choices"]:
+                for part in told:
+                    told[part] += choice["delta"].get(part) or ""
+            if first and any(told.values()):
+                counts.first.append(time.perf_counter() - began)
+                first = False
+    if usage is None:
+        counts.wrong.append("no last chunk")
+    elif (told["reasoning_content"], told["content"]) != (question.thinking, question.answer):
+        counts.wrong.append(f"seed {question.seed}: another text than offline")
+    else:
+        counts.responses[me] += 1
+        counts.tokens += usage["completion_tokens"]
+
+
+async def refuse(client: httpx.AsyncClient, rate: float, until: float, counts: Counts) -> None:
+    """Send what must be refused, so many a second; who is late catches up, as far as the server lets it."""
+    kinds = itertools.cycle(
+        [
+            ({"authorization": "Bearer wrong", "content-type": "application/json"}, b"{}", 401),
+            ({"content-type": "application/json"}, b" " * (MOST_BODY + 1), 413),
+            ({"content-type": "application/json"}, b"[" * 1000, 400),
+        ]
+    )
+    due = time.perf_counter()
+    while (now := time.perf_counter()) < until:
+        if now < due:
+            await asyncio.sleep(due - now)
+        due += 1 / rate
+        headers, content, status = next(kinds)
+        response = await client.post(CHAT, headers=headers, content=content)
+        counts.refused[response.status_code] += 1
+        if response.status_code != status:
+            counts.wrong.append(f"status {response.status_code} where {status} was due")
+
+
+async def phase(
+    address: str, args: argparse.Namespace, questions: list[Question], seconds: float, rejected: float
+) -> Counts:
+    """Ask for some seconds, from many clients at once."""
+    counts, until = Counts(), time.perf_counter() + seconds
+    options: dict[str, Any] = {
+        "base_url": address,
+        "headers": {"authorization": f"Bearer {KEY}"},
+        "timeout": 600,
+        "limits": httpx.Limits(max_connections=None),
+        "trust_env": False,
+    }
+
+    async def keep_asking(me: int) -> None:
+        for number in itertools.count(me):
+            if time.perf_counter() >= until:
+                return
+            await ask(client, args, questions[number % len(questions)], me, counts)
+
+    async with httpx.AsyncClient(**options) as client, httpx.AsyncClient(**options) as other:
+        jobs = [keep_asking(me) for me in range(args.clients)]
+        senders = 16 if rejected else 0
+        jobs += [refuse(other, rejected / senders, until, counts) for _ in range(senders)]
+        await asyncio.gather(*jobs)
+    return counts
+
+
+def fairness(counts: Counts, clients: int) -> float:
+    """Return Jain's index of what each client got: 1 where all got the same."""
+    got = [counts.responses[me] for me in range(clients)]
+    return sum(got) ** 2 / (clients * sum(value**2 for value in got)) if any(got) else 0.0
+
+
+async def measure(address: str, args: argparse.Namespace, questions: list[Question]) -> dict[str, Any]:
+    load = await phase(address, args, questions, args.seconds, 0)
+    found: dict[str, Any] = {
+        "responses": sum(load.responses.values()),
+        "tokens_per_second": round(load.tokens / args.seconds, 1),
+        "first_token_median": round(statistics.median(load.first), 4) if load.first else None,
+        "fairness": round(fairness(load, args.clients), 4),
+        "fewest_and_most_of_a_client": [pick(load.responses[me] for me in range(args.clients)) for pick in (min, max)],
+        "wrong": load.wrong,
+    }
+    tokens = {True: 0, False: 0}
+    refused: Counter[int] = Counter()
+    for number in range(PHASES):
+        beside = number % 2 == 1
+        counts = await phase(address, args, questions, args.seconds / PHASES, args.rejected if beside else 0)
+        tokens[beside] += counts.tokens
+        refused += counts.refused
+        found["wrong"] += counts.wrong
+    found["refused_per_second"] = round(sum(refused.values()) / (args.seconds / 2), 1)
+    found["refused"] = dict(refused)
+    found["slowdown_by_refused"] = round(1 - tokens[True] / max(1, tokens[False]), 4)
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--model", default="pebble")
+    parser.add_argument("--dtype", default="float64", help="in float64 no batch changes a token")
+    parser.add_argument("--method", default="cap(budget=100)")
+    parser.add_argument("--task", default="mix")
+    parser.add_argument("--questions", type=int, default=64)
+    parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--rejected", type=float, default=1000.0, help="requests a second that are to be refused")
+    parser.add_argument("--max-tokens", type=int, default=200)
+    parser.add_argument("--temperature", type=float, default=1.0)
+    args = parser.parse_args()
+    questions = offline(args)
+    command = [sys.executable, "-m", "thrifty.cli", "serve", "--model", args.model, "--dtype", args.dtype]
+    command += ["--port", "0", "--slots", f"{args.clients}", "--max-body", f"{MOST_BODY}", "--key-env", "THRIFTY_KEYS"]
+    environment = {**os.environ, "THRIFTY_KEYS": KEY, "NO_COLOR": "1"}
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stderr is not None
+        (address,) = re.findall(r"http://\S+?(?=/v1)", server.stderr.readline())
+        try:
+            found = asyncio.run(measure(address, args, questions))
+        finally:
+            server.terminate()
+    found["wrong"] = dict(Counter(found["wrong"]))
+    print(json.dumps({"benchmark": "load", **vars(args), **found}))
+    return 1 if found["wrong"] else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
