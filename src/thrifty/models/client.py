@@ -188,15 +188,19 @@ class Client:
             Unreachable: the answer broke off, or cannot be read.
         """
         try:
-            if response.headers.get("content-type", "").startswith("application/json"):  # it does not stream
-                yield json.loads(await self._body(response))
-                yield DONE
-                return
+            whole = bytearray()  # of a server that does not stream; there are some that call events JSON
             async for line in self._lines(response):
-                if not line.startswith(b"data:"):
+                if whole or line.lstrip().startswith(b"{"):
+                    whole += line + b"\n"
+                    if len(whole) > self.patience.max_bytes:
+                        raise self._oversized()
+                if not line.startswith(b"data:") or whole:
                     continue
                 data = line[5:].strip()
                 yield DONE if data == b"[DONE]" else json.loads(data.decode("utf-8", "replace"))
+            if whole:
+                yield json.loads(whole)
+                yield DONE
         except Failed as error:
             raise Unreachable(str(error)) from error
         except (ValueError, RecursionError) as error:

@@ -165,6 +165,7 @@ class Upstreams:
             if failed == self.patience.retries or wait > LONGEST_WAIT:
                 break
             await asyncio.sleep(wait)
+        assert error is not None, "without an error it has returned"
         raise _refused(error) from error
 
     async def _open(self, server: _Server, path: str, body: Mapping[str, Any]) -> httpx.Response:
