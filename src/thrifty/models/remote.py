@@ -210,7 +210,7 @@ class RemoteModel(TextModel):
                 continue
             try:
                 choice = choice_of(event, optional=True)
-                thought, text = texts_of(choice, "delta")
+                thought, text = texts_of(choice, "message" if "message" in choice else "delta")
             except Unreadable as error:
                 raise Unreachable(
                     f"{self._server.url} broke off ({self._server.clean(str(error))}): try again"
