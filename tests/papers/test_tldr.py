@@ -61,10 +61,10 @@ def test_a_bias_multiplies_the_odds(logits: list[float], k: float) -> None:
         assert after / (1 - after) == pytest.approx(k * before / (1 - before), rel=1e-4)
 
 
-def row_of(model: TorchModel, text: str) -> Row:
+def row_of(model: TorchModel, text: str, temperature: float = 0.6) -> Row:
     job = Job(Problem.ask("2 + 5?"))
     prompt = f"2 + 5?\n{model.think.force_open}"
-    row = Row(job, Settings(), model, 1, model.encode(prompt), model.tracker.start(prompt))
+    row = Row(job, Settings(temperature=temperature), model, 1, model.encode(prompt), model.tracker.start(prompt))
     for token in model.encode(text):
         row.record(token, forced=False)
     return row
@@ -165,7 +165,7 @@ def test_in_greedy_decoding_the_stop_alone_is_drawn(pebble: TorchModel) -> None:
 
 def test_stops_are_drawn_with_the_scaled_probability(toy: TorchModel) -> None:
     (controller,) = get_method("tldr(temperature=0.5)").parts[0].controllers(toy)
-    rows = [row_of(toy, "So") for _ in range(4000)]
+    rows = [row_of(toy, "So", temperature=0.0) for _ in range(4000)]
     for key, row in enumerate(rows):
         row.key = key
     logits = torch.full((len(rows), toy.vocabulary_size), -100.0)

@@ -141,14 +141,15 @@ def serve(
         Deadlines(first_token or None, deadline or None),
         log_prompts,
     )
-    configure(sys.stdout, requests=log, prompts=log_prompts)
 
     def ready(address: str) -> None:
         names = [served.id for served in engine.models()]
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         typer.echo(f"{names[0]}{more} answers at {address}/v1, with {method}", err=True)
 
-    Server(gateway, host, port, grace, ready).listen()
+    server = Server(gateway, host, port, grace, ready)
+    configure(sys.stdout, requests=log, prompts=log_prompts)
+    server.listen()
 
 
 def _offered(text: str) -> tuple[str, str]:

@@ -77,23 +77,31 @@ class _ScaleStop(Controller):
             return logits
         method, everyone = self.method, len(due) == len(rows)
         some = logits if everyone else logits[due]
-        scaled = scale_stop(some, self.stop, method.mode, method.temperature, method.bias)
         steered = rows if everyone else [rows[i] for i in due]
-        if method.mode == "shifted" and any(row.settings.temperature == 0 for row in steered):
-            drawn = self._drawn(steered, scaled)
-            if drawn.any():
-                scaled[:, self.stop] += DRAWN * drawn[:, None]
+        greedy = [row.settings.temperature == 0 for row in steered]
+        if method.mode == "shifted" and any(greedy):
+            drawn = self._drawn(steered, some) & torch.tensor(greedy, device=some.device)
+            if all(greedy) and not drawn.any():
+                return logits  # nothing that is shifted gets above the likeliest token
+            scaled = scale_stop(some, self.stop, method.mode, method.temperature)
+            scaled[:, self.stop] += DRAWN * drawn[:, None]
+        else:
+            scaled = scale_stop(some, self.stop, method.mode, method.temperature, method.bias)
         return scaled if everyone else logits.index_copy(0, torch.tensor(due, device=logits.device), scaled)
 
-    def _drawn(self, rows: Sequence[Row], scaled: Tensor) -> Tensor:
-        """Tell which greedy rows stop now: 1 or 0, ``(rows,)``."""
+    def _drawn(self, rows: Sequence[Row], logits: Tensor) -> Tensor:
+        """Tell which rows would stop now if the stop alone were drawn, bool ``(rows,)``."""
         keys = np.array([row.key for row in rows], dtype=np.uint64)
         counters = np.array([len(row.ids) for row in rows], dtype=np.uint64)
-        draws = torch.from_numpy(uniforms(keys, counters, STREAM)).to(scaled.device)
-        greedy = torch.tensor([row.settings.temperature == 0 for row in rows], device=scaled.device)
+        draws = torch.from_numpy(uniforms(keys, counters, STREAM)).to(logits.device)
+        below = (logits[:, self.stop] - logits.amax(-1, keepdim=True)) * self.method.temperature
         # nearly always a bound on the probability, which needs no sum over the vocabulary, says no
-        drawn = greedy & (draws < (scaled[:, self.stop] - scaled.amax(-1, keepdim=True)).exp().sum(-1))
-        return drawn & (draws < torch.softmax(scaled, -1)[:, self.stop].sum(-1)) if drawn.any() else drawn
+        likely = draws < below.exp().sum(-1)
+        if not likely.any():
+            return likely
+        scaled = scale_stop(logits, self.stop, "shifted", self.method.temperature)
+        stopping = draws < torch.softmax(scaled, -1)[:, self.stop].sum(-1)
+        return likely & (stopping | (below == 0).any(-1))
 
     def _due(self, row: Row) -> bool:
         if not row.thinking or row.forced or row.thinking_tokens < self.method.min_think_tokens:
