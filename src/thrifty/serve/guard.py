@@ -140,7 +140,13 @@ class Guard:
                 close = not (size.isdigit() and int(size[:20]) <= _DISCARDED)
                 await refuse(scope, send, error, close, extra)
                 return
-            await self._app(scope, _replayed(body, receive), send)
+
+            async def ending(message: Message) -> None:
+                if message["type"] == "http.response.body" and not message.get("more_body"):
+                    stack.close()  # whoever has the last byte may ask again at once
+                await send(message)
+
+            await self._app(scope, _replayed(body, receive), ending)
 
     def _owner(self, path: str, headers: dict[bytes, bytes]) -> str:
         if path in OPEN_PATHS:
