@@ -6,12 +6,12 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from thrifty.decoding.controller import Batch, Controller
 from thrifty.decoding.flow import Call, Flow, Role, conclude
 from thrifty.decoding.row import Row
 from thrifty.errors import ThriftyError, UnknownName
 from thrifty.methods.base import FlowMethod, Stage
 from thrifty.methods.shared.helpers import (
+    StopBehindThinking,
     ask,
     clean_thought,
     helper_model,
@@ -52,13 +52,6 @@ def decline_reason(text: str | None, tokens: int, cap: int) -> str | None:
     if DECLINE in text:
         return "stop"
     return "long" if tokens > cap else None
-
-
-class _StopBehindThinking(Controller):
-    def after_token(self, rows: Sequence[Row], batch: Batch) -> None:
-        for row in rows:
-            if row.closed_by is not None:
-                row.stop("thought")
 
 
 @dataclass(frozen=True)
@@ -161,7 +154,7 @@ class ThoughtMani(FlowMethod):
             text = reply_of(row)
         else:
             messages = in_format(job.problem.messages, self.format) if self.format else job.problem.messages
-            calls = [_StopBehindThinking()]
+            calls = [StopBehindThinking()]
             thinking = settings.with_(answer_reserve=0)
             (row,) = yield [Call(helper.render(messages), calls, thinking, helper, stream=1)]
             text, _ = split_thinking(row.text(), helper.think, opened=row.begun.phase == "thinking")

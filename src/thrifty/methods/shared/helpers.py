@@ -6,6 +6,7 @@ import functools
 from collections.abc import Collection, Sequence
 from typing import TypeVar
 
+from thrifty.decoding.controller import Batch, Controller
 from thrifty.decoding.flow import Call, Role
 from thrifty.decoding.row import Row
 from thrifty.errors import ThriftyError
@@ -17,6 +18,15 @@ from thrifty.traces.segments import sentences
 from thrifty.traces.trace import Message
 
 M = TypeVar("M", bound=Model)
+
+
+class StopBehindThinking(Controller):
+    """End a response where its thinking ends: only the thought is wanted."""
+
+    def after_token(self, rows: Sequence[Row], batch: Batch) -> None:
+        for row in rows:
+            if row.closed_by is not None:
+                row.stop("thought")
 
 
 @functools.cache

@@ -8,12 +8,11 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, cast
 
 from thrifty.catalogue import Need
-from thrifty.decoding.controller import Batch, Controller
 from thrifty.decoding.flow import Call, Role, account
 from thrifty.decoding.loop import Plan, decode
 from thrifty.decoding.row import Row
 from thrifty.methods.base import Stage
-from thrifty.methods.shared.helpers import helper_model, think_block
+from thrifty.methods.shared.helpers import StopBehindThinking, helper_model, think_block
 from thrifty.models import load_model
 from thrifty.models.base import Job, Model, Settings, TextModel
 from thrifty.models.torch import TorchModel
@@ -63,13 +62,6 @@ def _beside_a_server(name: str) -> TextModel:
     return Answerer(partner) if isinstance(partner, TorchModel) else cast(TextModel, partner)
 
 
-class _StopBehindThinking(Controller):
-    def after_token(self, rows: Sequence[Row], batch: Batch) -> None:
-        for row in rows:
-            if row.closed_by is not None:
-                row.stop("thought")
-
-
 def think_only(stage: Stage, prompt: str, messages: Sequence[Message], settings: Settings, limit: int) -> Call:
     """Return a call of the main model for its thinking alone.
 
@@ -88,7 +80,7 @@ def think_only(stage: Stage, prompt: str, messages: Sequence[Message], settings:
     if isinstance(model, TorchModel) and model.think.thinks:
         budget = limit if settings.thinking_budget is None else min(limit, settings.thinking_budget)
         bounded = settings.with_(thinking_budget=budget)
-        return stage.call(prompt, controllers=[_StopBehindThinking()], settings=bounded, messages=messages)
+        return stage.call(prompt, controllers=[StopBehindThinking()], settings=bounded, messages=messages)
     room = max(1, min(limit, settings.max_tokens - settings.reserve))
     return stage.call(prompt, settings=settings.with_(max_tokens=room, stop=CLOSERS), messages=messages)
 
