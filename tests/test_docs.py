@@ -249,8 +249,9 @@ def commands() -> Iterator[tuple[str, str]]:
                 if line.startswith("thrifty "):
                     yield page_ids(page), line
         for inline in re.findall(r"(?<!`)`(thrifty [^`\n]+)`(?!`)", BLOCK.sub("", text)):
-            if " " in inline.removeprefix("thrifty "):
-                yield page_ids(page), inline
+            for line in inline.split(" && "):
+                if " " in line.removeprefix("thrifty "):
+                    yield page_ids(page), line
 
 
 @pytest.mark.parametrize("line", sorted({line for _, line in commands()}))
