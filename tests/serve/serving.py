@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,6 +29,15 @@ def serving(
     gateway = Gateway(engine, door, vanilla=vanilla, vanilla_share=share)
     with listening(gateway) as running:
         yield running
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Wait for something to come true."""
+    for _ in range(60_000):
+        if true():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it does not come true")
 
 
 class Wordy(TorchModel):

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
 import openai
 import pytest
-from serving import Running, Wordy, serving
+from serving import Running, Wordy, serving, until
 
 from thrifty.serve.answering import Answering
 from thrifty.serve.deadlines import Deadlines, end_within
@@ -63,14 +62,6 @@ def streaming(server: Running, key: str, n: int = 1) -> Iterator[None]:
         assert next(lines)
         until(lambda: len(server.engine._scheduler.plays) == n and not server.engine._waiting)
         yield
-
-
-def until(true: Callable[[], bool]) -> None:
-    for _ in range(60_000):
-        if true():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it does not come true")
 
 
 class Hand:

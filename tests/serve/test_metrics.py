@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 from prometheus_client.parser import text_string_to_metric_families
-from serving import Running, replay, serving
+from serving import Running, replay, serving, until
 
 from thrifty.cli import app
 from thrifty.serve.engine import Done
@@ -45,14 +44,6 @@ def samples(text: str) -> Samples:
 
 def total(found: Samples, name: str, **labels: str) -> float:
     return sum(value for (of, has), value in found.items() if of == name and labels.items() <= dict(has).items())
-
-
-def until(true: Callable[[], bool]) -> None:
-    for _ in range(60_000):
-        if true():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it does not come true")
 
 
 def test_everything_that_was_told_is_counted(server: Running) -> None:

@@ -6,15 +6,14 @@ import asyncio
 import json
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlparse
 
 import httpx
 import openai
 import pytest
-from serving import Running, Wordy, replay, serving
+from serving import Running, Wordy, replay, serving, until
 
 from thrifty.serve.engine import Done
 from thrifty.serve.guard import Door, digest
@@ -37,14 +36,6 @@ def endless() -> Wordy:
 def server() -> Iterator[Running]:
     with serving(endless(), slots=2, queue=3) as running:
         yield running
-
-
-def until(true: Callable[[], bool]) -> None:
-    for _ in range(60_000):
-        if true():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it does not come true")
 
 
 def at_work(server: Running) -> int:

@@ -9,13 +9,11 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
-from serving import Running, Wordy, serving
+from serving import Running, Wordy, serving, until
 
 from thrifty.serve import deadlines
 
@@ -26,14 +24,6 @@ ASKED: dict[str, Any] = {
     "max_tokens": 20_000,
     "temperature": 2.0,
 }
-
-
-def until(true: Callable[[], bool]) -> None:
-    for _ in range(60_000):
-        if true():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it does not come true")
 
 
 def stop(server: Running, seconds: float) -> None:
