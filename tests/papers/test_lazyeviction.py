@@ -16,7 +16,14 @@ from thrifty.decoding.eviction import Eviction, WatchingEviction
 from thrifty.decoding.session import Session
 from thrifty.errors import ThriftyError
 from thrifty.methods import get_method
-from thrifty.methods.attention.lazyeviction import LazyEviction, importance, percentile, recurrence
+from thrifty.methods.attention.lazyeviction import (
+    LazyEviction,
+    _Recurrence,
+    importance,
+    percentile,
+    recurrence,
+    share_foreseen,
+)
 from thrifty.methods.tuning import Tuning
 from thrifty.models.attention import Reading, attention_probabilities
 from thrifty.models.base import Settings, jobs_for
@@ -285,6 +292,23 @@ def test_it_composes_with_control(pebble: TorchModel, other: str) -> None:
     for trace in solve(pebble, f"{other}+lazyeviction(window=8,budget=0.8)", max_tokens=80).values():
         assert trace.events["lazyeviction"]["evicted"] > 0
         assert trace.answer_text.strip()
+
+
+def test_share_foreseen() -> None:
+    returns, foreseen = Counter({2: 7, 10: 5, 40: 5}), Counter({2: 7, 10: 3, 40: 1})
+    assert share_foreseen(returns, foreseen, 4) == 0.4
+    assert share_foreseen(returns, foreseen, 10) == 0.2
+    assert share_foreseen(returns, foreseen, 40) == 0.0
+
+
+def test_which_returns_the_interval_foresees() -> None:
+    watch = _Recurrence(0.1)
+    marks = torch.zeros(1, 1, 1, 2)
+    for step in range(1, 13):
+        attention = torch.full((1, 1, 1), 0.5 if step in (3, 4, 9, 12) else 0.0)
+        marks = watch.updated(marks, attention, torch.tensor([step]))
+    assert watch.returns == Counter({3: 2, 1: 1, 5: 1})
+    assert watch.foreseen == Counter({1: 1, 3: 1})  # at steps 4 and 12; the longest interval was 3, then 5
 
 
 def test_percentile() -> None:

@@ -23,6 +23,8 @@ from thrifty.models.torch import TorchModel
 
 PRIORS = ("decreasing", "inverse", "none")
 PERCENTILES = (50, 80, 90, 99)
+LEAST_FORESEEN = 0.2
+"""Share of late returns under which tuning warns that intervals tell little."""
 
 
 def recurrence(latest: Tensor, longest: Tensor, attention: Tensor, step: Tensor | int, alpha: float) -> Tensor:
@@ -96,11 +98,26 @@ class _LazyPolicy(WatchingEviction):
 
 
 class _Recurrence(_LazyPolicy):
-    """Keeps everything, and counts how long the intervals of all entries are."""
+    """Keeps everything, counts how long the intervals of all entries are, and how many returns they foresee.
+
+    Attributes:
+        intervals: of all entries of all layers, the longest of each.
+        returns: steps since an entry was active last, where it becomes active again.
+        foreseen: those of them that were within the entry's longest interval so far.
+    """
 
     def __init__(self, alpha: float) -> None:
         super().__init__("recurrence", 1.0, 1, False, alpha, "none")
         self.intervals: Counter[int] = Counter()
+        self.returns: Counter[int] = Counter()
+        self.foreseen: Counter[int] = Counter()
+
+    def updated(self, marks: Tensor, attention: Tensor, steps: Tensor) -> Tensor:
+        gap = steps.to(marks.dtype)[:, None, None] - marks[..., 0]
+        returned = (attention >= self.alpha) & (gap > 0)
+        self.returns.update(Counter(gap[returned].long().tolist()))
+        self.foreseen.update(Counter(gap[returned & (gap <= marks[..., 1])].long().tolist()))
+        return super().updated(marks, attention, steps)
 
     def keep(self, stored: int, step: int, prompt: int) -> int:
         return stored
@@ -109,6 +126,20 @@ class _Recurrence(_LazyPolicy):
         for layer in marks:
             self.intervals.update(Counter(layer[..., 1].flatten().long().tolist()))
         return {}
+
+
+def share_foreseen(returns: Counter[int], foreseen: Counter[int], window: int) -> float:
+    """Return which share of the returns after more than a window were within the entry's longest interval so far.
+
+    0 where nothing returns so late. Five returns after 10 steps, three of them foreseen, give .6 at a window of 4.
+
+    Args:
+        returns: how many there were, by the steps since the entry was active before.
+        foreseen: likewise, those within its longest interval.
+        window: steps; sooner returns find the entry among those that are always kept.
+    """
+    late = sum(count for gap, count in returns.items() if gap > window)
+    return sum(count for gap, count in foreseen.items() if gap > window) / late if late else 0.0
 
 
 def percentile(intervals: Counter[int], share: float) -> int:
@@ -136,7 +167,9 @@ class LazyEviction(AttentionMethod):
     of entries for each key-value head, by the largest attention of its query heads; H2, printed in three ways; a
     prompt, whose tokens count as read at step 0 and can be evicted; a budget that is a share is one of the tokens
     read so far, and evicts nothing while it is at most W. ``thrifty tune lazyeviction`` measures W: the 80th
-    percentile of MRI with the full cache.
+    percentile of MRI with the full cache. It also tells which share of the returns after more than W steps H1 can
+    foresee, which are those within the entry's longest interval so far: where it is small, this method is no better
+    than eviction at random.
 
     Attributes:
         budget: B, entries to keep; up to 1 a share of the tokens that the row has read, where 1 keeps everything.
@@ -198,11 +231,16 @@ class LazyEviction(AttentionMethod):
         tuning.solve(Watched(policy=watch), tuning.problems(), what="intervals")
         found = watch.intervals
         window = max(1, percentile(found, options.percentile))
+        foreseen = share_foreseen(watch.returns, watch.foreseen, window)
+        warnings = ["hardly anything is attended to twice: give a lower alpha"] * (window == 1)
+        if foreseen < LEAST_FORESEEN:
+            warnings.append("what returns late is hardly ever foreseen: compare with random-eviction")
         report = {
             "window": window,
             "recurring": round(1 - found[0] / max(found.total(), 1), 4),
+            "foreseen": round(foreseen, 4),
             "percentiles": {f"{p}%": percentile(found, p / 100) for p in PERCENTILES},
-            "warning": ["hardly anything is attended to twice: give a lower alpha"] * (window == 1),
+            "warning": warnings,
         }
         made_with = tuning.about(**dataclasses.asdict(options))
         return Artefact(cls.slug, identity(tuning.model), made_with, {"window": window}, report)
