@@ -203,7 +203,7 @@ _ENTRIES: tuple[Entry, ...] = (
     _entry("reasoningv", "control", Need.TEXT, "2504.14560",
            "ReasoningV: Efficient Verilog Code Generation with Adaptive Hybrid Reasoning Model",
            "57.8% pass@1 on VerilogEval-human (+10.4 over open models), up to 75% fewer tokens"),
-    _entry("thoughtmani", "control", Need.SAMPLING, "2504.13626",
+    _entry("thoughtmani", "control", Need.TEXT, "2504.13626",
            "Thought Manipulation: External Thought Can Be Efficient for Large Reasoning Models",
            "QwQ-32B on LiveBench/Code: about 30% fewer output tokens, performance kept"),
     _entry("tldr", "control", Need.LOGITS, "2505.07961",

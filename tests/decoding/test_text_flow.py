@@ -112,7 +112,12 @@ def test_a_method_that_needs_only_text_runs_on_a_model_of_text(pebble64: TorchMo
     assert planned.method == "plan-and-budget(planner_tokens=20,retries=0)"
 
 
-@pytest.mark.parametrize("call", [Call("a prompt"), Call(messages=({"role": "user", "content": "?"},), prefix="So")])
+ASKED = ({"role": "user", "content": "?"},)
+
+
+@pytest.mark.parametrize(
+    "call", [Call("a prompt"), Call(messages=ASKED, prefix="So"), Call(messages=ASKED, thought="")]
+)
 def test_a_call_that_wants_an_engine_is_refused(call: Call, pebble: TorchModel) -> None:
     def flow(_: Job) -> Flow:
         (row,) = yield [call]
@@ -123,5 +128,5 @@ def test_a_call_that_wants_an_engine_is_refused(call: Call, pebble: TorchModel) 
 
 
 def test_a_method_that_needs_more_is_refused(pebble: TorchModel) -> None:
-    with pytest.raises(MissingAccess, match="thoughtmani"):
-        get_method("thoughtmani").solve(Texts(pebble), jobs(1), SETTINGS)
+    with pytest.raises(MissingAccess, match="e2c"):
+        get_method("e2c").solve(Texts(pebble), jobs(1), SETTINGS)

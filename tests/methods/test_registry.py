@@ -62,6 +62,7 @@ def test_methods_of_other_packages_register_by_entry_point(monkeypatch: pytest.M
         return points.select(group=group)
 
     monkeypatch.setattr(registry, "entry_points", fake)
+    monkeypatch.setattr(registry, "_plugins", registry._plugins.__wrapped__)
     assert "foreign" in list_methods()
     assert get_method("foreign+cap").spec == "foreign+cap"
     with pytest.raises(ThriftyError, match="no Method"):

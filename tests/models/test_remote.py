@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,7 +18,8 @@ import pytest
 
 from thrifty.catalogue import Need
 from thrifty.errors import ContextOverflow, MissingAccess, ThriftyError, Unreachable
-from thrifty.models.base import Job, Settings
+from thrifty.methods import get_method
+from thrifty.models.base import FOLLOW, Job, Settings
 from thrifty.models.client import _retry_after
 from thrifty.models.remote import RemoteModel, _split
 from thrifty.traces.think import Splitter
@@ -859,3 +861,30 @@ def test_closing_a_stream_hangs_up(server: Scripted, connect: Callable[..., Remo
     assert next(stream) == ("answer", "5")
     stream.close()
     assert server.hung_up.acquire(timeout=2)
+
+
+def test_an_outline_of_another_server_is_quoted_and_its_failure_a_decline(
+    server: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("THRIFTY_API_KEY", KEY)
+    small = Scripted()
+    threading.Thread(target=small.serve_forever, args=(0.01,), daemon=True).start()
+    try:
+        small.script = [chat("1. Add."), raw(b"no", 418)]
+        method = get_method(f"thoughtmani(helper='{small.url}#tiny')")
+        with closing(RemoteModel.connect(f"{server.url}#tiny", retries=0)) as model:
+            told, declined = (
+                next(iter(method.solve(model, [Job(QUESTION)], Settings(max_tokens=64)))) for _ in range(2)
+            )
+            assert model.partner(f"{server.url}#other")._server is model._server  # type: ignore[union-attr]  # it is one
+    finally:
+        small.shutdown()
+        small.server_close()
+    assert [m["content"] for m in server.posts[0]["messages"]] == [QUESTION.question, "1. Add.", FOLLOW]
+    assert [m["content"] for m in server.posts[1]["messages"]] == [QUESTION.question]
+    assert (told.thinking_text, told.answer_text, told.exit_reason) == ("1. Add.", "5", "thoughtmani")
+    assert (told.usage.prompt, told.usage.answer, told.usage.helper) == (7, 10, 17)
+    assert [t.events["thoughtmani"]["declined"] for t in (told, declined)] == [None, "failed"]
+    seen = [[{name.lower(): value for name, value in h.items()} for _, h, _ in one.seen] for one in (server, small)]
+    keys = [{headers.get("authorization") for headers in one} for one in seen]
+    assert keys == [{f"Bearer {KEY}"}, {None}], "no server sees the key of another"

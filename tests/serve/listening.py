@@ -22,6 +22,7 @@ class Running:
     gateway: Gateway
     engine: Any
     address: str
+    server: Server
     http: httpx.Client = field(default_factory=lambda: httpx.Client(timeout=600, verify=False))
     """Shared by all requests: to make one takes longer than to answer."""
 
@@ -43,7 +44,7 @@ def listening(gateway: Gateway) -> Iterator[Running]:
     thread = threading.Thread(target=server.listen, daemon=True)
     thread.start()
     assert ready.wait(300)
-    running = Running(gateway, gateway.engine, server.address)
+    running = Running(gateway, gateway.engine, server.address, server)
     try:
         yield running
     finally:

@@ -70,6 +70,10 @@ MISTAKES: dict[str, tuple[dict[str, Any], int, str]] = {
     "a number in quotes": ({"temperature": "1"}, 400, "temperature"),
     "an endless stop list": ({"stop": ["a"] * 99}, 400, "stop"),
     "the assistant's turn": ({"messages": [{"role": "assistant", "content": "x"}]}, 400, "/v1/completions"),
+    "nothing but unknown fields": ({f"x{number}": 1 for number in range(20_000)}, 400, "too much of the body"),
+    "too many params": ({"thrifty": {"params": {f"x{n}": {} for n in range(9999)}}}, 400, "params: at most 32 options"),
+    "a biased vocabulary": ({"logit_bias": {str(n): 1 for n in range(9999)}}, 400, "at most 1024"),
+    "messages that are none": ({"messages": [{}] * 9999}, 400, "'messages.0.role' is missing"),
     "stream options without a stream": ({"stream_options": {"include_usage": True}}, 400, "stream"),
 }
 

@@ -17,7 +17,7 @@ from thrifty.serve.answering import Answering
 from thrifty.serve.deadlines import Deadlines, end_within
 from thrifty.serve.errors import DEADLINE, Refusal
 from thrifty.serve.guard import Door, digest
-from thrifty.serve.limits import Allowance, Bucket, Limits
+from thrifty.serve.limits import MOST_DEBT, Allowance, Bucket, Limits
 
 CHAT = "/v1/chat/completions"
 SHORT: dict[str, Any] = {"model": "wordy", "messages": [{"role": "user", "content": "1 + 1"}], "max_tokens": 8}
@@ -77,13 +77,29 @@ def test_a_bucket_fills_up_within_a_minute() -> None:
     clock = Hand()
     bucket = Bucket(60, clock)
     bucket.take(90)
-    assert (bucket.level, bucket.wait(1), bucket.wait(1000)) == (-30, 31, 90)
+    assert (bucket.left, bucket.wait(1), bucket.wait(1000)) == (-30, 31, 90)
     clock.now = 31
-    assert (bucket.level, bucket.wait(1)) == (1, 0)
+    assert (bucket.left, bucket.wait(1)) == (1, 0)
     clock.now = 1000
-    assert bucket.level == 60
-    bucket.take(-5)
-    assert bucket.level == 60
+    assert bucket.left == 60
+    bucket.take(1_000_000)
+    assert bucket.left == -60 * MOST_DEBT
+
+
+def test_nothing_flows_in_for_what_is_only_set_aside() -> None:
+    clock = Hand()
+    allowance = Allowance(Limits(tokens=1000), clock)
+    reserved = []
+    for minute in range(10):
+        clock.now = 60.0 * minute
+        with contextlib.suppress(Refusal):
+            reserved.append(allowance.reserve(600))
+    for each in reserved:  # they write all of it at the end, and at once
+        allowance.spend(600)
+        allowance.release(each)
+    assert reserved == [600]
+    with pytest.raises(Refusal):
+        allowance.reserve(401)
 
 
 def test_an_allowance_counts_what_was_really_taken() -> None:
@@ -123,7 +139,7 @@ def test_requests_by_the_minute_are_counted_for_each_key(server: Running, key: s
     assert [response.status_code for response in told] == [200] * 3
     assert told[0].headers["x-ratelimit-limit-requests"] == "3"
     allowance = server.gateway.app._app._allowances.of(digest(key))
-    allowance._requests.take(allowance._requests.level + 1)  # however long these have taken
+    allowance._requests.take(allowance._requests.left + 1)  # however long these have taken
     refused = server.post(CHAT, SHORT, headers=header(key))
     assert (refused.status_code, refused.headers["x-ratelimit-remaining-requests"]) == (429, "0")
     assert 1 <= int(refused.headers["retry-after"]) <= 40
@@ -142,8 +158,7 @@ def test_tokens_by_the_minute_are_those_that_were_really_taken(server: Running, 
     take = allowance._tokens.take
     allowance._tokens.take = lambda amount: (taken.append(amount), take(amount))
     told = server.post(CHAT, {**SHORT, "stream": stream}, headers=header(key))
-    until(lambda: -SHORT["max_tokens"] in taken)  # what was set aside is given back at the very end
-    assert taken[0] == SHORT["max_tokens"]
+    until(lambda: allowance._tokens.reserved == 0)  # what was set aside is given back at the very end
     last = json.loads(told.text.split("data: ")[-2]) if stream else told.json()
     assert sum(taken) == last["usage"]["thrifty"]["total_tokens"] > SHORT["max_tokens"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from serving import Running, replay, serving
 
+from thrifty.serve import logs
 from thrifty.serve.guard import Door, digest
 from thrifty.serve.logs import LOGGERS, configure
 
@@ -117,3 +119,24 @@ def test_requests_can_be_left_out(server: Running, log: io.StringIO) -> None:
     server.get("/v1/models", headers=MINE)
     logging.getLogger("thrifty.serve").error("something else")
     assert [line["event"] for line in lines(log, 1)] == ["something else"]
+
+
+def test_a_log_that_nobody_reads_holds_nobody_up(
+    server: Running, log: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "MOST_LINES", 50)
+    monkeypatch.setattr(logs, "LAST_SECONDS", 0.1)
+    reading, writing = os.pipe()
+    with open(reading) as reader, open(writing, "w") as writer:
+        configure(writer)
+        (handler,) = logging.getLogger("thrifty").handlers
+        while not handler._dropped:  # the pipe is full, and so is the queue
+            assert server.get("/v1/models", headers=MINE).status_code == 200
+        logs.flush()
+        dropped = handler._dropped
+        told = [json.loads(reader.readline())]
+        while told[-1]["event"] != "lines were dropped":
+            told.append(json.loads(reader.readline()))
+        assert told[-1]["dropped"] == dropped
+        assert [line["event"] for line in told[:-1]] == ["request"] * (len(told) - 1)
+        configure(log)

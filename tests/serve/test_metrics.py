@@ -81,12 +81,16 @@ def test_everything_that_was_told_is_counted(server: Running) -> None:
 
 
 def test_clients_cannot_make_up_labels_without_end() -> None:
-    metrics = Metrics(lambda: 0, lambda: 0)
+    metrics = Metrics(lambda: 0, lambda: 0, ["mild(delta=0.9)"])
     for number in range(2 * MOST_METHODS):
         metrics.visit(Visit("/v1/completions", 200, model="m", method=f"method-{number}(budget={number})"))
     methods = {dict(labels).get("method") for _, labels in samples(metrics.text().decode())}
-    assert len(methods - {None}) == MOST_METHODS + 1
+    assert len(methods - {None}) == MOST_METHODS - 2 + 1
     assert OTHER in methods
+    for own in ("vanilla", "mild(delta=0.7)"):
+        metrics.visit(Visit("/v1/completions", 200, model="m", method=own))
+    found = {dict(labels).get("method") for _, labels in samples(metrics.text().decode())}
+    assert found - methods == {"vanilla", "mild"}, "those of the operator are told apart however many others there are"
 
 
 def test_plain_responses_that_nobody_asked_for_are_spent_as_well() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlparse
 
@@ -15,8 +17,10 @@ import openai
 import pytest
 from serving import Running, Wordy, replay, serving, until
 
-from thrifty.serve.engine import Done
+from thrifty.serve.deadlines import Deadlines
+from thrifty.serve.engine import Ask, Done
 from thrifty.serve.guard import Door, digest
+from thrifty.serve.limits import Limits
 from thrifty.serve.saved import VanillaMean
 
 CHAT = "/v1/chat/completions"
@@ -75,6 +79,39 @@ def test_a_request_can_be_named_by_its_client(server: Running) -> None:
     assert counted["completion_tokens"] == 2000
     # were it not for the request, only the reserve of 256 tokens would be left for the answer
     assert counted["thrifty"]["tokens"]["answer"] > 256
+
+
+def test_of_two_requests_with_one_name_that_come_at_once_one_is_taken(server: Running) -> None:
+    body = json.dumps({**ASKED, "stream": True}).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nX-Request-ID: the-same-name\r\n"
+    sent = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    address = urlparse(server.address)
+    with contextlib.ExitStack() as stack:
+        both = [stack.enter_context(socket.create_connection((address.hostname, address.port))) for _ in range(2)]
+        for connection in both:
+            connection.sendall(sent)
+        assert sorted(connection.recv(1 << 16)[9:12] for connection in both) == [b"200", b"409"]
+    until(lambda: at_work(server) == 0 and not server.gateway._running)
+
+
+def test_tokens_of_what_failed_are_charged(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(endless(), Door(limits=Limits(tokens=1_000_000)), slots=2) as server:
+        allowance = server.gateway.app._app._allowances.of("")
+        steps, step = iter(range(20)), server.engine._scheduler.step
+
+        def fail_in_the_end() -> None:
+            if next(steps, None) is None:
+                raise IndexError("list index out of range")
+            step()
+
+        monkeypatch.setattr(server.engine._scheduler, "step", fail_in_the_end)
+        response = server.post(CHAT, {**ASKED, "n": 2})
+        assert (response.status_code, response.json()["error"]["code"]) == (500, "engine_error")
+        until(lambda: not server.gateway._running)
+        figures = server.get("/status.json").json()
+        assert figures["methods"]["vanilla"]["exit_reasons"] == {"broken": 2}
+        assert figures["tokens"]["thinking"] > 20
+        assert allowance._tokens.left == pytest.approx(1_000_000 - figures["total_tokens"], abs=100_000)
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -158,3 +195,22 @@ def test_a_share_of_the_requests_is_answered_plainly_beside() -> None:
         until(lambda: not server.gateway._shadows)
         assert server.gateway.vanilla._means["replay"].count == 2
         assert usage.thrifty["method"] == "first-try"
+
+
+@pytest.mark.parametrize("deadline", [None, 0.1])
+def test_what_nobody_asked_for_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch, deadline: float | None) -> None:
+    with serving(endless(), share=1.0, slots=2) as server:
+        monkeypatch.setattr(server.gateway, "deadlines", Deadlines(total=deadline))
+        plain = {**ASKED, "model": "wordy@cap(budget=2)", "max_tokens": 8}
+        monkeypatch.setattr(server.gateway, "_measure", _longer(server.gateway._measure))
+        assert server.post(CHAT, plain).status_code == 200
+        if deadline is None:
+            until(lambda: at_work(server) == 1)
+            (shadow,) = server.gateway._shadows.values()
+            shadow._streams[0].loop.call_soon_threadsafe(server.gateway.stop, 1000.0)
+        until(lambda: not server.gateway._shadows and at_work(server) == 0)
+        assert not server.gateway.vanilla._means, "it says nothing about what a plain response takes"
+
+
+def _longer(measure: Callable[[Ask], None]) -> Callable[[Ask], None]:
+    return lambda ask: measure(replace(ask, settings=ask.settings.with_(max_tokens=ENDLESS)))

@@ -225,8 +225,13 @@ def test_who_stands_beside_a_failing_request_gets_the_same_answer() -> None:
     assert [type(event) for event in bad.events[-1:]] == [Refusal]
     assert bad.events[-1].status == 500
     assert "list index" not in bad.events[-1].message
+    spent = bad.events[-1].done
+    assert (spent.exit_reason, spent.usage.generated) == ("broken", Faulty.at)
+    assert spent.usage.probe > Faulty.at, "it was decoded twice"
     for i, one in enumerate(good):
         (alone,) = one.order.composition.solve(model, [Job(Problem.ask(f"{i} + 1"))], Settings(**settings))
+        assert one.events[-1].usage.generated == alone.usage.generated
+        assert one.events[-1].usage.total > alone.usage.total, "the attempt that failed counts"
         assert {channel: one.text(channel) for channel in ("thinking", "answer")} == shown(model, alone)
         assert isinstance(one.events[-1], Done)
     after = play(model, "vanilla", **settings)

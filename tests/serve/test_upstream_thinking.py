@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import threading
 from typing import Any
 
 import pytest
 from test_upstream import ASKED, ask, streamed
-from upstreams import Reply, before, counts, delta, endless, fails, says, scripted, sse
+from upstreams import Handler, Reply, before, counts, delta, fails, says, scripted, sse
 
 from thrifty.errors import ThriftyError
 from thrifty.serve.upstream_order import ANSWER_NOW
@@ -135,11 +137,16 @@ def test_counts_of_a_server_that_tells_them_all_along_are_exact() -> None:
 
 
 def test_a_client_may_close_the_thinking() -> None:
-    with scripted(endless("", "a, b, c; "), says("42")) as upstream, before(upstream.url) as server:
+    def thinks_on(handler: Handler, _: dict[str, Any]) -> None:
+        handler.begin(200, "text/event-stream")
+        for n in itertools.count():  # the same again and again would end by itself
+            handler.wfile.write(f"data: {json.dumps(delta(reasoning_content=f'{n * n * 7919}, '))}\n\n".encode())
+
+    with scripted(thinks_on, says("42")) as upstream, before(upstream.url) as server:
         headers = {"X-Request-ID": "my-request-1"}
         stream = server.client().chat.completions.create(
             model="tiny", messages=ASKED, stream=True, extra_headers=headers,
-            extra_body={"thrifty": {"method": "cap(budget=-1)"}}, max_tokens=100_000,
+            extra_body={"thrifty": {"method": "cap(budget=-1)"}}, max_tokens=130_000,
         )  # fmt: skip
         content, asked = "", threading.Event()
         for chunk in stream:

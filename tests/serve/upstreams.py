@@ -179,6 +179,6 @@ def scripted(*script: Reply) -> Iterator[Scripted]:
 def before(*urls: str, key: str = "", patience: Patience | None = None, **options: Any) -> Iterator[Running]:
     """Run a gateway before some servers while the context is open; the options are those of the engine."""
     patience = patience or Patience(timeout=30.0, retries=1, backoff=0.01)
-    engine = UpstreamEngine(Upstreams(urls, key, patience), {"tiny": None}, **options)
+    engine = UpstreamEngine(Upstreams(urls, [key] * len(urls), patience), {"tiny": None}, **options)
     with listening(Gateway(engine)) as running:
         yield running

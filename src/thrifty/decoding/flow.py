@@ -40,6 +40,8 @@ class Call:
             the first is the one that the plain model draws from.
         drafter: guesses what the response will be; None for none.
         messages: the conversation, for a model that takes no rendered prompt (`thrifty.decoding.text_flow`).
+        thought: what such a model is to answer by instead of thinking for itself, None for nothing.
+        optional: whether the flow can do without: where such a model fails, the reply has `stopped` as ``failed``.
     """
 
     prompt: str = ""
@@ -52,6 +54,8 @@ class Call:
     stream: int | None = None
     drafter: Drafter | None = None
     messages: Sequence[Message] = ()
+    thought: str | None = None
+    optional: bool = False
 
 
 Flow = Generator[Sequence[Call], list[Row], Trace]

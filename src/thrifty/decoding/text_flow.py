@@ -120,7 +120,8 @@ def _answer(model: TextModel, playing: Sequence[_Playing], settings: Settings) -
         for i, call in enumerate(state.calls):
             answering = call.model or model
             assert isinstance(answering, TextModel), "beside a model of text, helpers give text too"
-            if not call.messages or call.prefix or call.parent or call.controllers:
+            beyond = call.prefix or call.parent or call.controllers
+            if not call.messages or beyond or (call.thought is not None and not answering.follows):
                 raise MissingAccess(
                     f"the method asks for more than a reply to messages, which is all that {answering.name!r} gives: "
                     "load the weights here, as in --model FOLDER"
@@ -128,7 +129,8 @@ def _answer(model: TextModel, playing: Sequence[_Playing], settings: Settings) -
             stream = state.streams if call.stream is None else call.stream
             state.streams += 1
             name = f"{problem.id}#{stream}" if stream else problem.id  # the seed of a request follows from it
-            job = Job(replace(problem, id=name, messages=tuple(call.messages)), sample)
+            asking = replace(problem, id=name, messages=tuple(call.messages))
+            job = Job(asking, sample, call.thought, call.optional)
             its_settings = (call.settings or settings).with_(batch_size=settings.batch_size)
             asked.setdefault((answering, its_settings), []).append(job)
             places[answering, name, sample] = (state, i)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 
 from thrifty.catalogue import CATALOGUE, status
 from thrifty.errors import ThriftyError, UnknownName
@@ -23,12 +24,16 @@ def list_methods() -> list[str]:
     return sorted({*_built_in(), *_plugins()})
 
 
-def _built_in() -> list[str]:
-    return [e.slug for e in CATALOGUE.values() if e.module.startswith("thrifty.methods.") and status(e) == "available"]
+@cache
+def _built_in() -> tuple[str, ...]:
+    found = (e for e in CATALOGUE.values() if e.module.startswith("thrifty.methods."))
+    return tuple(entry.slug for entry in found if status(entry) == "available")
 
 
-def _plugins() -> dict[str, str]:
-    return {point.name: point.value for point in entry_points(group=ENTRY_POINT_GROUP)}
+@cache
+def _plugins() -> Mapping[str, EntryPoint]:
+    # kept: to find them, all that is installed has to be looked through
+    return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
 
 
 def method_class(slug: str) -> type[Method]:
@@ -39,7 +44,6 @@ def method_class(slug: str) -> type[Method]:
         ThriftyError: a package registers something that is not a method.
     """
     slug = ALIASES.get(slug, slug)
-    plugins = _plugins()
     if slug in _built_in():
         module = import_module(CATALOGUE[slug].module)
         return next(
@@ -47,8 +51,7 @@ def method_class(slug: str) -> type[Method]:
             for c in vars(module).values()
             if isinstance(c, type) and issubclass(c, Method) and vars(c).get("slug") == slug
         )
-    if slug in plugins:
-        point = next(p for p in entry_points(group=ENTRY_POINT_GROUP) if p.name == slug)
+    if point := _plugins().get(slug):
         found = point.load()
         if not (isinstance(found, type) and issubclass(found, Method)):
             raise ThriftyError(f"the package that registers method {slug!r} gives {point.value}, which is no Method")

@@ -11,6 +11,9 @@ from thrifty.catalogue import Need
 from thrifty.errors import MissingAccess, ThriftyError
 from thrifty.traces.trace import Message, Problem, Trace
 
+FOLLOW = "Carry out these steps without thinking them over again, and answer my question."
+ANSWER_AT_ONCE = "Answer at once, without thinking first."
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -76,10 +79,20 @@ class Settings:
 
 @dataclass(frozen=True)
 class Job:
-    """One response to generate: a problem and the index of the sample."""
+    """One response to generate.
+
+    Attributes:
+        problem: what is asked.
+        sample: index among the samples of the problem.
+        thought: what stands in for the model's own thinking, for a model that `TextModel.follows`; None for nothing.
+        optional: whether its caller can do without it: where a server fails, the trace is then empty and its stop
+            reason ``failed``.
+    """
 
     problem: Problem
     sample: int = 0
+    thought: str | None = None
+    optional: bool = False
 
 
 def jobs_for(problems: Iterable[Problem], samples: int) -> Iterator[Job]:
@@ -119,7 +132,24 @@ class Model(ABC):
 
 
 class TextModel(Model):
-    """A backend that answers messages as a whole, where no step can be interfered with."""
+    """A backend that answers messages as a whole, where no step can be interfered with.
+
+    Attributes:
+        follows: whether it takes the `Job.thought`.
+    """
+
+    follows: ClassVar[bool] = False
+
+    def partner(self, name: str) -> TextModel | None:
+        """Return another server's model that works beside this one, None where it is to be loaded by its name.
+
+        Args:
+            name: as the user wrote it.
+
+        Raises:
+            ThriftyError: it cannot be had.
+        """
+        return None
 
     @abstractmethod
     def respond(self, jobs: Iterable[Job], settings: Settings, method: str = "vanilla") -> Iterator[Trace]:
@@ -130,6 +160,19 @@ class TextModel(Model):
             settings: how to.
             method: the name that the traces carry.
         """
+
+
+def following(messages: Sequence[Message], thought: str) -> list[Message]:
+    """Return a conversation that asks for an answer by a thought, for a server that continues nothing.
+
+    Args:
+        messages: the conversation.
+        thought: of somebody else, without markers; empty for none at all.
+    """
+    if thought.strip():
+        return [*messages, {"role": "assistant", "content": thought}, {"role": "user", "content": FOLLOW}]
+    *before, question = messages
+    return [*before, {**question, "content": f"{question['content']}\n\n{ANSWER_AT_ONCE}"}]
 
 
 def prompt_messages(messages: Sequence[Message]) -> list[dict[str, str]]:

@@ -3,72 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import random
 import re
-import socket
-import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from functools import cache
 from typing import Any, TypeVar
 
 import httpx
 
-from thrifty.errors import ContextOverflow, ThriftyError, Unreachable
+from thrifty.errors import ThriftyError, Unreachable
+from thrifty.models.connections import Connections
+from thrifty.models.failures import Failed, Rejected, TooLong, message_of, reason_of
 
 DONE = "[DONE]"
-_RETRIED = {408, 409, 429, 500, 502, 503, 504}
+_RETRIED = {408, 409, 429}
+"""Beside all from 500 on."""
 _ERROR_BYTES = 1 << 16
 _LONGEST_WAIT = 60.0
 _TOO_LONG = re.compile(r"context[ _](length|size|window)|maximum context", re.IGNORECASE)
 
 T = TypeVar("T")
-
-
-class Rejected(Unreachable):
-    """A server refused a request, and asking again would not help.
-
-    Attributes:
-        status: the HTTP status.
-        said: by the server, on one line.
-    """
-
-    def __init__(self, message: str, status: int, said: str = "") -> None:
-        super().__init__(message)
-        self.status, self.said = status, said
-
-
-class TooLong(ContextOverflow):
-    """A server says that a prompt does not fit its context.
-
-    Attributes:
-        said: by the server, on one line.
-    """
-
-    def __init__(self, message: str, said: str) -> None:
-        super().__init__(message)
-        self.said = said
-
-
-class Failed(Exception):
-    """An attempt failed in a way that another one may mend.
-
-    Attributes:
-        what: went wrong.
-        fix: what a user may do.
-        status: the HTTP status, 0 where there was no answer.
-        wait: seconds for which the server asks.
-        silent: whether the server kept silent for too long.
-    """
-
-    def __init__(self, what: str, fix: str, status: int = 0, wait: float = 0.0, silent: bool = False) -> None:
-        super().__init__(f"{what}: {fix}")
-        self.what, self.fix, self.status, self.wait, self.silent = what, fix, status, wait, silent
 
 
 @dataclass(frozen=True)
@@ -122,18 +82,24 @@ class Client:
         if not (key.isascii() and key.isprintable()):
             raise ThriftyError(f"the key in {self._found} holds characters that no key has: copy it anew")
         self._secrets = [secret for secret in (key, address.password, address.userinfo.decode("ascii")) if secret]
-        headers = {"accept-encoding": "identity", "content-type": "application/json"}
-        self._http = httpx.AsyncClient(
-            headers=headers | ({"authorization": f"Bearer {key}"} if key else {}),
-            auth=(address.username, address.password) if address.userinfo else None,
-            timeout=httpx.Timeout(patience.timeout, connect=min(10.0, patience.timeout), pool=None),
-            verify=_certificates(),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
-        )
+        self._headers = {
+            "Accept": "*/*",
+            "Accept-Encoding": "identity",
+            "User-Agent": "thrifty",
+            "Content-Type": "application/json",
+        }
+        if key:
+            self._headers["Authorization"] = f"Bearer {key}"
+        if address.userinfo:
+            pair = f"{address.username}:{address.password}".encode()
+            self._headers["Authorization"] = f"Basic {base64.b64encode(pair).decode('ascii')}"
+        silence = patience.timeout
+        self._timeout = httpx.Timeout(silence, connect=min(10.0, silence), pool=None).as_dict()
+        self._connections = Connections(address)
 
     async def aclose(self) -> None:
         """Close the connections."""
-        await self._http.aclose()
+        await self._connections.aclose()
 
     async def fetch(
         self, verb: str, path: str, body: Any, read: Callable[[Any], T], retries: int | None = None
@@ -175,7 +141,7 @@ class Client:
         response, _ = await self._persist(lambda: self.attempt("POST", path, body), self.patience.retries)
         return response
 
-    async def events(self, response: httpx.Response) -> AsyncIterator[Any]:
+    async def events(self, response: httpx.Response) -> AsyncGenerator[Any, None]:
         """Read the events of an answer that has begun.
 
         Args:
@@ -240,20 +206,31 @@ class Client:
             TooLong: the server says that the prompt is too long.
         """
         content = None if body is None else json.dumps(body).encode("ascii")
+        request = httpx.Request(
+            verb, self.url + path, headers=self._headers, content=content, extensions={"timeout": self._timeout}
+        )
         with self._told():
-            request = self._http.build_request(verb, self.url + path, content=content)
-            response = await self._http.send(request, stream=True)
-        if response.is_success:
-            return response
+            response = await self._connections.send(request)
         try:
-            raise await self._refusal(response, path)
-        finally:
-            await response.aclose()
+            if response.headers.get("content-encoding", "identity") != "identity":
+                # unpacked it could be of any size
+                raise Failed(
+                    f"{self.url}{path} answered {response.status_code} in an encoding that was not asked for",
+                    "does what stands between compress it?",
+                    response.status_code,
+                )
+            if not response.is_success:
+                raise await self._refusal(response, path)
+        except BaseException:
+            with suppress(httpx.HTTPError):
+                await response.aclose()
+            raise
+        return response
 
     async def _body(self, response: httpx.Response) -> bytes:
         data = bytearray()
         with self._told():
-            async for chunk in response.aiter_bytes():
+            async for chunk in response.aiter_raw():
                 data += chunk
                 if len(data) > self.patience.max_bytes:
                     raise self._oversized()
@@ -262,7 +239,7 @@ class Client:
     async def _lines(self, response: httpx.Response) -> AsyncIterator[bytes]:
         held = bytearray()
         with self._told():
-            async for chunk in response.aiter_bytes():
+            async for chunk in response.aiter_raw():
                 first, *others = chunk.split(b"\n")
                 held += first
                 for other in others:
@@ -276,14 +253,14 @@ class Client:
         """Make an error of an answer that is not a success; its body may be anything, of any length."""
         raw = bytearray()
         with suppress(httpx.RequestError):
-            async for chunk in response.aiter_bytes():
+            async for chunk in response.aiter_raw():
                 raw += chunk
                 if len(raw) > _ERROR_BYTES:
                     break
-        said = self.clean(_message(bytes(raw[:_ERROR_BYTES])))
+        said = self.clean(message_of(bytes(raw[:_ERROR_BYTES])))
         status = response.status_code
         told = f"{self.url}{path} answered {status}{f' ({said})' if said else ''}"
-        if status in _RETRIED:
+        if status in _RETRIED or status >= 500:
             fix = "it may be overloaded; try later or with a smaller batch size"
             return Failed(told, fix, status, _retry_after(response.headers.get("retry-after", "")))
         if status in (400, 413, 422) and _TOO_LONG.search(said):
@@ -311,7 +288,7 @@ class Client:
         try:
             yield
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            what = f"no server answers at {self.url} ({self.clean(_reason(error))})"
+            what = f"no server answers at {self.url} ({self.clean(reason_of(error))})"
             raise Failed(what, "is it running, and does the URL end in /v1?") from error
         except httpx.TimeoutException as error:
             what = f"{self.url} was silent for {self.patience.timeout:g} s"
@@ -319,8 +296,9 @@ class Client:
                 what, "it may be overloaded; try a smaller batch size or a longer timeout", silent=True
             ) from error
         except httpx.RequestError as error:
-            what = f"{self.url} broke off ({self.clean(_reason(error))})"
-            raise Failed(what, "is it running, and does the URL end in /v1?") from error
+            what = f"{self.url} broke off ({self.clean(reason_of(error))})"
+            dropped = isinstance(error, httpx.RemoteProtocolError | httpx.ReadError | httpx.WriteError)
+            raise Failed(what, "is it running, and does the URL end in /v1?", dropped=dropped) from error
 
     @contextmanager
     def deadline(self, before: Callable[[], str] = str) -> Iterator[None]:
@@ -339,25 +317,6 @@ class Client:
         return line[:300]
 
 
-@cache
-def _certificates() -> ssl.SSLContext:
-    """Load the certificates once: it takes longer than everything else in connecting."""
-    return httpx.create_ssl_context()
-
-
-def _message(raw: bytes) -> str:
-    """Return what an error body says, whichever of the usual shapes it has."""
-    text = raw.decode("utf-8", "replace")
-    try:
-        found = json.loads(text)
-        for key in ("error", "message", "detail"):
-            if isinstance(found, dict):
-                found = found.get(key) or found
-        return found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)
-    except (ValueError, RecursionError):
-        return text
-
-
 def _retry_after(value: str) -> float:
     """Return the seconds that a Retry-After header asks for: a number or a date, at most a minute."""
     seconds = 0.0
@@ -367,19 +326,3 @@ def _retry_after(value: str) -> float:
         with suppress(ValueError):
             seconds = parsedate_to_datetime(value).timestamp() - time.time()
     return min(max(seconds, 0.0), _LONGEST_WAIT)
-
-
-def _reason(error: BaseException) -> str:
-    """Return the operating system's word for a failure, which lies deep in the chain of exceptions."""
-    found = str(error) or type(error).__name__
-    if isinstance(error, httpx.TimeoutException):
-        return "timed out"
-    waiting: list[BaseException] = [error]
-    while waiting:
-        link = waiting.pop()
-        if isinstance(link, OSError) and link.errno:
-            plain = isinstance(link, ssl.SSLError | socket.gaierror)
-            found = (link.strerror or found) if plain else os.strerror(link.errno).lower()
-        below = link.__cause__ or link.__context__
-        waiting += list(link.exceptions) if isinstance(link, BaseExceptionGroup) else [below] if below else []
-    return found

@@ -10,6 +10,8 @@ from thrifty.traces.trace import Usage
 CHARACTERS_PER_TOKEN = 4.0
 """What stands in for a tokenizer where a server counts nothing."""
 
+_MOST_TOKENS = 1 << 40
+
 
 class Unreadable(ValueError):
     """An answer that is none of this API."""
@@ -27,6 +29,8 @@ def choice_of(payload: Any, optional: bool = False) -> dict[str, Any]:
     """
     if not isinstance(payload, dict):
         raise Unreadable("not an object")
+    if payload.get("object") == "error":  # as vLLM tells it
+        raise Unreadable(f"it says: {payload.get('message')}")
     if error := payload.get("error"):
         raise Unreadable(f"it says: {error.get('message', error) if isinstance(error, dict) else error}")
     choices = payload.get("choices")
@@ -59,6 +63,17 @@ def usage_of(payload: Mapping[str, Any]) -> Mapping[str, Any]:
     return usage if isinstance(usage, dict) else {}
 
 
+def count_of(usage: Mapping[str, Any], name: str) -> int | None:
+    """Return a count of tokens that a server tells, None where it tells none that can be meant.
+
+    Args:
+        usage: as the server told it.
+        name: of the count.
+    """
+    value = usage.get(name)
+    return value if type(value) is int and 0 <= value <= _MOST_TOKENS else None
+
+
 def account(
     told: Mapping[str, Any], prompt: int, thinking: int, answer: int, written: int | None = None
 ) -> tuple[Usage, dict[str, Any]]:
@@ -72,8 +87,8 @@ def account(
         written: estimate of the tokens of the response, None for one by its characters.
     """
     events: dict[str, Any] = {}
-    read, generated = _count(told, "prompt_tokens"), _count(told, "completion_tokens")
-    total = _count(told, "total_tokens")
+    read, generated = count_of(told, "prompt_tokens"), count_of(told, "completion_tokens")
+    total = count_of(told, "total_tokens")
     if read is None or generated is None:
         events["usage_estimated"] = True
     if read is None:
@@ -83,7 +98,7 @@ def account(
     if generated is None:
         generated = estimate(thinking + answer) if written is None else written
     details = told.get("completion_tokens_details")
-    reasoned = _count(details, "reasoning_tokens") if isinstance(details, Mapping) else None
+    reasoned = count_of(details, "reasoning_tokens") if isinstance(details, Mapping) else None
     # Servers that lose track of a prompt-opened block report 0 reasoning tokens beside a long reasoning.
     if reasoned is not None and (reasoned or not thinking):
         return Usage(prompt=read, thinking=reasoned, answer=max(generated - reasoned, 0)), events
@@ -127,8 +142,3 @@ def _text(value: Any) -> str:
     if not isinstance(value, str | None):
         raise Unreadable("a content that is not text")
     return (value or "").encode("utf-8", "replace").decode("utf-8")  # a lone surrogate could not be stored
-
-
-def _count(usage: Mapping[str, Any], name: str) -> int | None:
-    value = usage.get(name)
-    return value if isinstance(value, int) and value >= 0 else None

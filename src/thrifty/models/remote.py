@@ -6,20 +6,23 @@ import hashlib
 import json
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 from thrifty.catalogue import Need
-from thrifty.errors import MissingAccess, UnknownName, Unreachable
-from thrifty.models.base import Job, Settings, TextModel, prompt_messages
-from thrifty.models.client import DONE, Patience, Rejected
+from thrifty.errors import ContextOverflow, MissingAccess, UnknownName, Unreachable
+from thrifty.models.base import Job, Settings, TextModel, following, prompt_messages
+from thrifty.models.client import DONE, Patience
+from thrifty.models.failures import Rejected
+from thrifty.models.flying import fly
 from thrifty.models.http import Server
 from thrifty.models.payload import Unreadable, account, choice_of, logprobs_of, texts_of, usage_of
 from thrifty.traces.think import Splitter
 from thrifty.traces.trace import Message, Phase, Problem, Segment, Trace
 
 Api = Literal["chat", "completions"]
+PARTNER_KEY = "THRIFTY_PARTNER_API_KEY"
+"""The environment variable with the key of a server whose model is a partner of another server's."""
 
 _PATHS = {"chat": "/chat/completions", "completions": "/completions"}
 _FINISHED = {"stop": "eos", "length": "max_tokens", None: "eos"}
@@ -40,6 +43,7 @@ class RemoteModel(TextModel):
     """
 
     gives: ClassVar[Need] = Need.TEXT | Need.LOGPROBS
+    follows: ClassVar[bool] = True
 
     def __init__(self, server: Server, model: str, api: Api = "chat", logprobs: int = 0) -> None:
         if api not in _PATHS:
@@ -47,6 +51,7 @@ class RemoteModel(TextModel):
         self.model, self.api, self.logprobs = model, api, logprobs
         self.name = f"{server.url}#{model}"
         self._server = server
+        self._partners: dict[str, RemoteModel] = {}
 
     @classmethod
     def connect(
@@ -105,9 +110,23 @@ class RemoteModel(TextModel):
             if error.status == 401:  # any other refusal comes from a server that lives but does not list models
                 raise
 
+    def partner(self, name: str) -> TextModel | None:
+        """See `TextModel`: with the key of this model at the same server only, elsewhere with `PARTNER_KEY`."""
+        if not name.startswith(("http://", "https://")):
+            return None
+        if name not in self._partners:
+            address, _, model = name.partition("#")
+            if address.strip().rstrip("/") == self._server.url:
+                found = RemoteModel(self._server, model or self._server.only_model())
+            else:
+                found = RemoteModel.connect(name, key_variable=PARTNER_KEY, **asdict(self._server.patience))
+            self._partners[name] = found
+        return self._partners[name]
+
     def close(self) -> None:
         """Close the connections; requests in flight are cancelled."""
-        self._server.close()
+        for model in (self, *self._partners.values()):
+            model._server.close()
 
     def respond(self, jobs: Iterable[Job], settings: Settings, method: str = "vanilla") -> Generator[Trace, None, None]:
         """Ask for responses, `settings.batch_size` at a time; traces come as they finish.
@@ -126,30 +145,13 @@ class RemoteModel(TextModel):
             ContextOverflow: the server says that a prompt is too long.
         """
         self._check(settings)
-        return self._respond(jobs, settings, method)
-
-    def _respond(self, jobs: Iterable[Job], settings: Settings, method: str) -> Generator[Trace, None, None]:
-        flying: dict[Future[Trace], None] = {}  # a dictionary keeps the order in which they took off
-        source = iter(jobs)
-
-        def launch(seats: int) -> None:
-            for _ in range(seats):
-                if (job := next(source, None)) is not None:
-                    flying[self._server.submit(self._answer(job, settings, method))] = None
-
-        try:
-            launch(settings.batch_size)
-            while flying:
-                done, _ = wait(flying, return_when=FIRST_COMPLETED)
-                landed = [future for future in flying if future in done]
-                for future in sorted(landed, key=lambda f: f.cancelled() or f.exception() is not None):
-                    trace = self._server.result(future)
-                    del flying[future]
-                    launch(1)  # before the caller takes its time over this trace
-                    yield trace
-        finally:
-            for future in flying:
-                future.cancel()
+        server = self._server
+        return fly(
+            jobs,
+            settings.batch_size,
+            lambda job: server.submit(self._answer(job, settings, method)),
+            server.result,
+        )
 
     async def _answer(self, job: Job, settings: Settings, method: str) -> Trace:
         began = time.monotonic()
@@ -158,7 +160,12 @@ class RemoteModel(TextModel):
             body |= {"logprobs": True, "top_logprobs": self.logprobs}
         elif self.logprobs:
             body["logprobs"] = self.logprobs
-        reply, failed = await self._server.client.fetch("POST", _PATHS[self.api], body, _read_reply)
+        try:
+            reply, failed = await self._server.client.fetch("POST", _PATHS[self.api], body, _read_reply)
+        except (Unreachable, ContextOverflow):
+            if not job.optional:
+                raise
+            return Trace(job.problem.id, method, job.sample, settings.seed, [], "failed", None)
         trace = _trace(job, reply, settings, method, time.monotonic() - began)
         if failed:
             trace.events["retries"] = failed
@@ -242,7 +249,7 @@ class RemoteModel(TextModel):
             )
 
     def _body(self, job: Job, settings: Settings) -> dict[str, Any]:
-        messages = prompt_messages(job.problem.messages)
+        messages = prompt_messages(_asked(job))
         body: dict[str, Any] = {
             "model": self.model,
             "max_tokens": settings.max_tokens,
@@ -291,7 +298,7 @@ def _split(content: str, reasoned: bool = False) -> _Parts:
 def _trace(job: Job, reply: _Reply, settings: Settings, method: str, seconds: float) -> Trace:
     parts = _split(reply.content, bool(reply.reasoning))
     thinking, answer, closed_by = reply.reasoning or parts.thinking, parts.answer, parts.closed_by
-    asked = sum(len(m["content"]) for m in job.problem.messages)
+    asked = sum(len(m["content"]) for m in _asked(job))
     usage, events = account(reply.usage, asked, len(thinking), len(answer))
     usage.wall_seconds = seconds
     if (reply.reasoning and not reply.content) or (usage.thinking and not thinking):
@@ -301,12 +308,20 @@ def _trace(job: Job, reply: _Reply, settings: Settings, method: str, seconds: fl
     stop_reason = "stop" if reply.stop_string else _FINISHED.get(reply.finish, "stop")
     if reply.finish not in _FINISHED:
         events["finish_reason"] = reply.finish
-    segments = [Segment("thinking", "thinking", thinking)] if thinking else []
+    segments = [Segment("injected", "thinking", job.thought)] if job.thought else []
+    if thinking:
+        segments.append(Segment("thinking", "thinking", thinking))
     if answer:
         segments.append(Segment("answer", "answer", answer))
     return Trace(
         job.problem.id, method, job.sample, settings.seed, segments, stop_reason, closed_by, usage=usage, events=events
     )
+
+
+def _asked(job: Job) -> Sequence[Message]:
+    """Return the conversation of a job: no two kinds of servers continue a thought alike, so it is quoted to all."""
+    messages = job.problem.messages
+    return messages if job.thought is None else following(messages, job.thought)
 
 
 def row_seed(seed: int, job: Job) -> int:

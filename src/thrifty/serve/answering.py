@@ -84,17 +84,32 @@ class Answering:
         Raises:
             Refusal: the engine does not take it.
         """
-        streams: list[Stream] = []
+        begun: dict[int, Stream] = {}
+
+        async def begin(first: int) -> None:
+            """Begin the samples of one prompt."""
+            for index in range(first, len(asks)):
+                if index > first and not asks[index].sample:
+                    return
+                begun[index] = await engine.start(asks[index])
+
+        prompts = [asyncio.ensure_future(begin(i)) for i, ask in enumerate(asks) if not (i and ask.sample)]
         try:
-            for ask in asks:
-                streams.append(await engine.start(ask))
+            await asyncio.gather(*prompts)
         except BaseException as error:
-            for stream in streams:
-                stream.cancel()
-            if isinstance(error, ThriftyError):
-                raise refusal(error) from error
-            raise
-        return cls(asks, streams, observe)
+            for prompt in prompts:
+                prompt.cancel()
+            # what they have taken counts, although the request is not answered
+            for found in await asyncio.gather(*prompts, return_exceptions=True):
+                if isinstance(found, Refusal) and found.done is not None and observe is not None:
+                    observe(asks[0], found.done)
+            rest = cls([asks[index] for index in begun], list(begun.values()), observe)
+            rest.cancel()
+            await rest.settle()
+            if not isinstance(error, ThriftyError):
+                raise
+            raise refusal(error) from error
+        return cls(asks, [begun[index] for index in range(len(asks))], observe)
 
     def cancel(self) -> None:
         """Stop everything: the client is gone."""
@@ -181,8 +196,10 @@ class Answering:
                 if cut is not None and not self.answers[index].text("answer").strip():
                     raise cut
                 yield event
-        except Exception:
+        except Exception as error:
             self._broken.add(index)
+            if isinstance(error, Refusal) and error.done is not None and self._observe is not None:
+                self._observe(self.asks[index], error.done)
             raise
 
     async def collect(self) -> list[Answer]:

@@ -7,7 +7,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -22,9 +22,9 @@ from thrifty.serve import usage
 from thrifty.serve.answering import Answering
 from thrifty.serve.asking import Asking, Defaults, explains
 from thrifty.serve.bodies import ChatBody, CompletionBody, Generating, ResponsesBody, Sampling, read
-from thrifty.serve.choosing import choose
+from thrifty.serve.choosing import choose, without_addresses
 from thrifty.serve.deadlines import Deadlines, end_within
-from thrifty.serve.engine import CANCELLED, Ask, Done, Engine, Served
+from thrifty.serve.engine import BROKEN, CANCELLED, Ask, Done, Engine, Served
 from thrifty.serve.errors import DEADLINE, SHUTTING_DOWN, Refusal, refusal, shutting_down
 from thrifty.serve.guard import Door, Guard, Refused
 from thrifty.serve.limits import Allowance
@@ -34,12 +34,14 @@ from thrifty.serve.responses import ResponsesShape
 from thrifty.serve.saved import VanillaMean
 from thrifty.serve.shapes import ChatShape, CompletionShape
 from thrifty.serve.status import status_page
-from thrifty.serve.telling import Telling
-from thrifty.serve.visits import Visit, Visited
+from thrifty.serve.telling import Telling, until_gone
+from thrifty.serve.visits import CLIENT_GONE, Visit, Visited
 
 MOST_SHADOWS = 4
 """Plain responses that are measured beside others at the same time."""
-_CUT_SHORT = (CANCELLED, DEADLINE, SHUTTING_DOWN)
+CHARACTERS_PER_TOKEN = 4
+"""Of a prompt, when its tokens are set aside; what it really has is charged."""
+_CUT_SHORT = (BROKEN, CANCELLED, DEADLINE, SHUTTING_DOWN)
 """Exit reasons of responses that say nothing about what a response takes."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
 _log = logging.getLogger("thrifty.serve")
@@ -71,12 +73,13 @@ class Gateway:
     ) -> None:
         self.engine, self.defaults = engine, defaults or Defaults()
         self.deadlines, self.log_prompts = deadlines or Deadlines(), log_prompts
-        self.metrics = Metrics(lambda: self._count("waiting"), lambda: self._count("running"))
+        own = [method for served in engine.models() for method in (served.method, *served.methods.values())]
+        self.metrics = Metrics(lambda: self._count("waiting"), lambda: self._count("running"), own)
         self._stopping = False
         self.vanilla, self._share = vanilla or VanillaMean(), vanilla_share
         self._due = 0.0
-        self._shadows: set[asyncio.Task[None]] = set()
-        self._running: dict[tuple[str, str], Answering] = {}
+        self._shadows: dict[asyncio.Task[None], Answering | None] = {}
+        self._running: dict[tuple[str, str], Answering | None] = {}  # None while it is being handed to the engine
         self._began = int(time.time())
         routes = [
             Route("/v1/chat/completions", self._chat, methods=["POST"]),
@@ -140,26 +143,31 @@ class Gateway:
         alias = request.headers.get("x-request-id")
         if alias is not None and not _REQUEST_ID.fullmatch(alias):
             raise Refusal("X-Request-ID must be 8 to 64 letters, digits, - or _", 400, "invalid_value")
-        if alias is not None and (owner, alias) in self._running:
+        names = [(owner, name) for name in (id, alias) if name]
+        if any(name in self._running for name in names):
             raise Refusal("another request with this X-Request-ID is running: choose a new one", 409, "id_in_use")
 
         def observe(ask: Ask, done: Done) -> None:
             visit.dones.append(done)
-            visit.method = done.method
+            visit.id, visit.model, visit.method = alias or id, ask.model, done.method
             allowance.spend(done.usage.total)
             self._observe(ask, done)
 
-        reserved = allowance.reserve(sum(ask.settings.max_tokens for ask in asks))
-        try:
-            answering = await Answering.open(self.engine, asks, observe)
-            if self._stopping:  # it began while this one came in
-                answering.cancel()
-                raise shutting_down()
-        except BaseException:
+        reserved = allowance.reserve(sum(ask.settings.max_tokens + _prompt_tokens(ask) for ask in asks))
+        self._running.update(dict.fromkeys(names))
+
+        def forget() -> None:
             allowance.release(reserved)
+            for name in names:
+                self._running.pop(name, None)
+
+        visit.stream = bool(body.stream)
+        try:
+            answering = await self._opened(request, asks, observe)
+        except BaseException:
+            forget()
             raise
-        visit.id, visit.model, visit.stream = alias or id, asks[0].model, bool(body.stream)
-        names = [(owner, name) for name in (id, alias) if name]
+        visit.id, visit.model = alias or id, asks[0].model
         self._running.update(dict.fromkeys(names, answering))
         self._measure(asks[0])
         unwatch = self.deadlines.watch(answering)
@@ -173,16 +181,38 @@ class Gateway:
 
         def ended() -> None:
             unwatch()
-            allowance.release(reserved)
+            forget()
             visit.first_piece = answering.first_piece
             if self.log_prompts:
                 answers = [{part: a.text(part) for part in ("thinking", "answer")} for a in answering.answers]
                 asked = [ask.messages or ask.prompt for ask in asks if ask.sample == 0]
                 visit.said = {"asked": asked, "answered": answers}
-            for name in names:
-                del self._running[name]
 
         return Telling(answering, shape, bool(body.stream), alias or id, told, ended, allowance.headers())
+
+    async def _opened(self, request: Request, asks: Sequence[Ask], observe: Callable[[Ask, Done], None]) -> Answering:
+        """Hand a request to the engine.
+
+        Raises:
+            Refusal: the engine does not take it, the server stops, or the client is gone.
+        """
+        opening = asyncio.ensure_future(Answering.open(self.engine, asks, observe))
+        gone = asyncio.ensure_future(until_gone(request.receive))
+        try:
+            await asyncio.wait({opening, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not opening.done():
+                request.state.visit.status = CLIENT_GONE
+                raise Refusal("the client is gone", CLIENT_GONE)
+            answering = opening.result()
+            if self._stopping:  # it began while this one came in
+                answering.cancel()
+                await answering.settle()
+                raise shutting_down()
+            return answering
+        finally:
+            gone.cancel()
+            opening.cancel()
+            await asyncio.wait({opening})
 
     def stop(self, seconds: float) -> None:
         """Take no more requests, and have those at work end.
@@ -191,8 +221,11 @@ class Gateway:
             seconds: that they have left: most for the thinking, the rest for the answer.
         """
         self._stopping = True
-        for answering in set(self._running.values()):
+        for answering in self._answerings():
             end_within(answering, seconds, shutting_down())
+        for shadow in self._shadows.values():
+            if shadow is not None:
+                shadow.cancel()
 
     def _observe(self, ask: Ask, done: Done) -> None:
         """Take note of the end of a response."""
@@ -205,12 +238,12 @@ class Gateway:
     def _observe_plain(self, ask: Ask, done: Done) -> None:
         """Take note of the end of a plain response that nobody asked for."""
         self.metrics.measure(ask.model, done)
-        if done.exit_reason != CANCELLED:
+        if done.exit_reason not in _CUT_SHORT:
             self.vanilla.observe(ask.model, done)
 
     def _measure(self, ask: Ask) -> None:
         """Answer a share of the requests once more without a method; nobody waits for it."""
-        default = next(served.method for served in self.engine.models() if served.id == ask.model)
+        default = next((served.method for served in self.engine.models() if served.id == ask.model), "vanilla")
         if (ask.method or default) == "vanilla" and _unbounded(ask):
             return
         self._due += self._share
@@ -221,12 +254,24 @@ class Gateway:
         task = asyncio.create_task(
             self._shadow(replace(ask, method="vanilla", effort=None, settings=settings, logprobs=None))
         )
-        self._shadows.add(task)
-        task.add_done_callback(self._shadows.discard)
+        self._shadows[task] = None
+        task.add_done_callback(self._shadows.pop)
 
     async def _shadow(self, ask: Ask) -> None:
+        task = asyncio.current_task()
+        assert task is not None, "it is started as a task"
         try:
-            await (await Answering.open(self.engine, [ask], self._observe_plain)).collect()
+            answering = self._shadows[task] = await Answering.open(self.engine, [ask], self._observe_plain)
+            if self._stopping:
+                answering.cancel()
+            loop, most = asyncio.get_running_loop(), self.deadlines.total
+            # its thinking is not closed before that: it would no longer be a plain response
+            timer = None if most is None else loop.call_later(most, answering.cancel)
+            try:
+                await answering.collect()
+            finally:
+                if timer is not None:
+                    timer.cancel()
         except Refusal as error:
             _log.info("a plain response could not be measured: %s", error)
 
@@ -256,7 +301,7 @@ class Gateway:
             "owned_by": "thrifty",
             "context_length": served.context_length,
             "max_tokens": served.max_tokens,
-            "method": served.methods.get(method, served.method),
+            "method": without_addresses(served.methods.get(method, served.method)),
         }
 
     async def _finish(self, request: Request) -> Response:
@@ -283,7 +328,7 @@ class Gateway:
         served = self.engine.models()
         told = {
             "models": [model.id for model in served],
-            "method": served[0].method,
+            "method": without_addresses(served[0].method),
             "uptime_seconds": int(time.time()) - self._began,
             "waiting": self._count("waiting"),
             "running": self._count("running"),
@@ -292,12 +337,21 @@ class Gateway:
         return JSONResponse(told, headers={"cache-control": "no-store"})
 
     def _count(self, what: Literal["waiting", "running"]) -> int:
-        return sum(getattr(answering, what) for answering in set(self._running.values()))
+        return sum(getattr(answering, what) for answering in self._answerings())
+
+    def _answerings(self) -> set[Answering]:
+        return {answering for answering in self._running.values() if answering is not None}
 
 
 def _unbounded(ask: Ask) -> bool:
     """Tell whether nothing but the limit of the response bounds its thinking."""
     return ask.settings.thinking_budget is None and ask.effort in (None, "xhigh")
+
+
+def _prompt_tokens(ask: Ask) -> int:
+    """Estimate the tokens of a prompt, before anything has read it."""
+    characters = len(ask.prompt or "") + sum(len(message["content"]) for message in ask.messages)
+    return characters // CHARACTERS_PER_TOKEN
 
 
 def _includes_usage(body: Generating) -> bool:

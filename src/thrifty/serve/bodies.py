@@ -6,13 +6,17 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from thrifty.serve.effort import EFFORTS
 from thrifty.serve.errors import Refusal
 
 MOST_SAMPLES = 16
 """Responses that one request may ask for."""
+
+MOST_OPTIONS = 32
+"""Options of a method that a request may give."""
 
 _OWN = ("method", "params", "budget", "reserve", "explain")
 _ABOVE = (
@@ -35,11 +39,19 @@ _HINTS = {
 }
 """Where a field that is not known at its place belongs."""
 
+_MOST_MISTAKES = 100
 _NAME = re.compile(r"(?!(?:str|bool|int|float)$)\w+")
 """A field in the place of an error, and not the name of an alternative that was tried."""
 
 Text = Annotated[str, Field(max_length=1 << 24)]
 Stops = Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]], Field(max_length=16)]
+
+
+def _few(params: Any) -> Any:
+    """Count the options before any of them is looked at, for that takes long."""
+    if isinstance(params, dict) and len(params) > MOST_OPTIONS:
+        raise PydanticCustomError("too_long", f"at most {MOST_OPTIONS} options")
+    return params
 
 
 class Body(BaseModel):
@@ -56,7 +68,8 @@ class Thrifty(Body):
     )
     params: Annotated[
         dict[str, bool | int | float | Annotated[str, Field(max_length=200)]] | None,
-        Field(max_length=32, description="Options of `method`, where it is a single one."),
+        Field(max_length=MOST_OPTIONS, description="Options of `method`, where it is a single one."),
+        BeforeValidator(_few),
     ] = None
     budget: Annotated[
         int | None, Field(ge=0, le=1 << 31, description="The most tokens of thinking, over all think blocks.")
@@ -100,7 +113,7 @@ class ChatMessage(Body):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(max_length=256)]
+    content: Text | Annotated[list[TextPart], Field(max_length=256, fail_fast=True)]
     name: Annotated[str | None, Field(max_length=200, description="Ignored.")] = None
     reasoning_content: Annotated[Text | None, Field(description="Ignored: models do not read earlier thinking.")] = None
     reasoning: Annotated[Text | None, Field(description="Ignored.")] = None
@@ -125,7 +138,7 @@ class Generating(Sampling):
     stream_options: StreamOptions | None = None
     presence_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
     frequency_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: Annotated[dict[str, float] | None, Field(max_length=1024)] = None
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -136,7 +149,7 @@ class Generating(Sampling):
 class ChatBody(Generating):
     """The body of ``POST /v1/chat/completions``."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1024)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1024, fail_fast=True)]
     max_completion_tokens: Annotated[int | None, Field(ge=1, description="The same as `max_tokens`.")] = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
@@ -147,7 +160,7 @@ class ChatBody(Generating):
     tools: Annotated[list[dict[str, Any]] | None, Field(max_length=256)] = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
-    modalities: list[str] | None = None
+    modalities: Annotated[list[str] | None, Field(max_length=8)] = None
     verbosity: Annotated[str | None, Field(max_length=100)] = None
 
     @model_validator(mode="after")
@@ -195,7 +208,7 @@ class InputMessage(Body):
 
     type: Literal["message"] | None = None
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[InputPart], Field(max_length=256)]
+    content: Text | Annotated[list[InputPart], Field(max_length=256, fail_fast=True)]
     id: Annotated[str | None, Field(max_length=200)] = None
     status: Literal["completed", "incomplete"] | None = None
     phase: Annotated[str | None, Field(max_length=100)] = None
@@ -223,7 +236,7 @@ class ResponsesText(Body):
 class ResponsesBody(Sampling):
     """The body of ``POST /v1/responses``, as far as text goes."""
 
-    input: Text | Annotated[list[InputMessage], Field(min_length=1, max_length=1024)]
+    input: Text | Annotated[list[InputMessage], Field(min_length=1, max_length=1024, fail_fast=True)]
     instructions: Text | None = None
     max_output_tokens: Annotated[int | None, Field(ge=1, description="Thinking and answer together.")] = None
     reasoning: Reasoning | None = None
@@ -258,6 +271,8 @@ def read(kind: type[B], raw: bytes) -> B:
     try:
         return kind.model_validate_json(raw)
     except ValidationError as error:
+        if error.error_count() > _MOST_MISTAKES:  # telling them apart takes long
+            raise Refusal("too much of the body is not as /openapi.json describes it", 400, "invalid_value") from None
         found = error.errors(include_url=False, include_context=False, include_input=False)
         unknown = [e for e in found if e["type"] == "extra_forbidden"]
         # of what is wrong with each alternative, the deepest tells most

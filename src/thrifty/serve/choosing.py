@@ -7,6 +7,7 @@ under a name.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,7 @@ MOST = 64
 """The largest number of things, such as samples, that a client may ask of a method."""
 MOST_TOKENS = 1 << 20
 """The largest number of tokens likewise."""
+_ADDRESS = re.compile(r"https?://[^#'\"]*#?")
 _IN_TOKENS = ("budget", "minimum", "maximum", "window", "cap", "alpha", "tokens", "at_least", "checkpoint", "k_stop")
 
 
@@ -133,3 +135,15 @@ def _reserved(what: str, why: str, param: str) -> Refusal:
         "operator_only",
         param,
     )
+
+
+def without_addresses(spec: str) -> str:
+    """Return a specification as clients may see it: helpers by the names of their models.
+
+    >>> without_addresses("thoughtmani(helper='http://10.0.0.7:8001/v1#small')")
+    "thoughtmani(helper='small')"
+
+    Args:
+        spec: as the operator wrote it.
+    """
+    return _ADDRESS.sub("", spec)

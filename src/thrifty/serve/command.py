@@ -23,7 +23,12 @@ def serve(
         typer.Option(help="URL of a server to ask instead, as http://HOST:PORT/v1; a second one if the first fails."),
     ] = None,
     upstream_model: Annotated[str, typer.Option(help="The only model to serve there. Default: all it lists.")] = "",
-    upstream_key_env: Annotated[str, typer.Option(help="Environment variable with its key.")] = "",
+    upstream_key_env: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Environment variable with its key: once per --upstream, or once for the first and its origin."
+        ),
+    ] = None,
     upstream_prefill: Annotated[
         str, typer.Option(help="How it continues a message: vllm (SGLang, too), assistant (llama.cpp), none.")
     ] = "none",
@@ -31,6 +36,12 @@ def serve(
         bool, typer.Option(help="It understands reasoning_effort; if not, that bounds the thinking here.")
     ] = True,
     upstream_timeout: Annotated[float, typer.Option(min=0.1, help="Seconds of silence before it is given up.")] = 120.0,
+    helper_key_env: Annotated[
+        str, typer.Option(help="Environment variable with the key of the server that a method's helper is on.")
+    ] = "",
+    helper_timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds of silence before a helper is given up.")
+    ] = 20.0,
     host: Annotated[str, typer.Option(help="Where to listen. Beyond this machine only with keys.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any that is free.")] = 8000,
     method: Annotated[str, typer.Option(help="What answers where a client names nothing.")] = "vanilla",
@@ -104,7 +115,7 @@ def serve(
         engine = connect(
             upstream,
             model=upstream_model,
-            key_env=upstream_key_env,
+            key_envs=upstream_key_env or (),
             prefill=upstream_prefill,
             efforts=upstream_effort,
             timeout=upstream_timeout,
@@ -114,6 +125,8 @@ def serve(
             slots=slots,
             queue=queue,
             max_tokens=max_tokens,
+            helper_key_env=helper_key_env,
+            helper_timeout=helper_timeout,
         )
     else:
         from thrifty.models import load_model

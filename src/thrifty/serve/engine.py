@@ -17,6 +17,8 @@ Channel = Literal["thinking", "answer"]
 Finish = Literal["stop", "length"]
 CANCELLED = "cancelled"
 """The exit reason of a response that nobody wanted any more."""
+BROKEN = "broken"
+"""The exit reason of a response that failed after tokens were taken for it."""
 
 
 @dataclass(frozen=True)

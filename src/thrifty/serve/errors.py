@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from thrifty.errors import ContextOverflow, ThriftyError, UnknownName
+
+if TYPE_CHECKING:
+    from thrifty.serve.engine import Done
 
 DEADLINE = "deadline"
 """Why a response ended that took too long."""
@@ -21,7 +24,12 @@ class Refusal(ThriftyError):
         code: OpenAI's word for the reason, such as ``model_not_found``; None where there is none.
         param: the field of the body that is wrong, None where it is none of them.
         retry_after: seconds after which another attempt makes sense, None where that is unknown.
+
+    Attributes:
+        done: what was taken for the response before it broke off, None for nothing.
     """
+
+    done: Done | None = None
 
     def __init__(
         self,

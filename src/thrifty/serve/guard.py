@@ -27,7 +27,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN_PATHS = frozenset({"/healthz"})
-"""What anybody may see."""
+"""What anybody may see; nobody may send it anything, for a body of a stranger would be kept until it was complete."""
 BROWSED_PATHS = frozenset({"/status", "/status.json"})
 """What a browser shows: it cannot send a bearer key, and so may send the key as a password. Nothing else takes one,
 for browsers send passwords along with whatever pages of other sites ask them to."""
@@ -35,6 +35,7 @@ GENERATING = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/response
 """What the limits of a key are about."""
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 """Where a server without keys may listen."""
+_WITHOUT_BODY = ("GET", "HEAD")
 _DISCARDED = 1 << 16
 _LOOPBACK = {"localhost", "127.0.0.1", "[::1]"}
 
@@ -126,13 +127,15 @@ class Guard:
         state = scope.setdefault("state", {})
         with ExitStack() as stack:
             try:
+                if scope["path"] in OPEN_PATHS and scope["method"] not in _WITHOUT_BODY:
+                    raise Refusal(f"{scope['method']} is not for {scope['path']!r}", 405, "method_not_allowed")
                 owner = state["owner"] = self._owner(scope["path"], headers)
                 allowance = state["allowance"] = self._allowances.of(owner)
                 if "visit" in state:
                     state["visit"].key = self._door.keys.get(owner, "")
                 if scope["path"] in GENERATING:
                     stack.enter_context(allowance.request())
-                body = b"" if scope["method"] in ("GET", "HEAD") else await self._body(headers, receive)
+                body = b"" if scope["method"] in _WITHOUT_BODY else await self._body(headers, receive)
             except Refusal as error:
                 # what is still on its way is not read, unless it is so little that a new connection would cost more
                 size = headers.get(b"content-length", b"0" if b"transfer-encoding" not in headers else b"")

@@ -13,6 +13,8 @@ from thrifty.serve.errors import Refusal
 Clock = Callable[[], float]
 _MINUTE = 60.0
 _SOON = 1.0
+MOST_DEBT = 10
+"""Minutes after which a key may ask again, however much it was charged beyond its limit."""
 
 
 @dataclass(frozen=True)
@@ -36,27 +38,31 @@ class Bucket:
     Args:
         size: what it holds, and what flows in within a minute.
         clock: returns seconds.
+
+    Attributes:
+        reserved: what is set aside: still in it, so that nothing flows in for it, but nobody else may have it.
     """
 
     def __init__(self, size: int, clock: Clock = time.monotonic) -> None:
         self.size, self._clock = size, clock
         self._level, self._at = float(size), clock()
+        self.reserved = 0
 
     @property
-    def level(self) -> float:
-        """What is in it now; negative where more was taken than it held."""
+    def left(self) -> float:
+        """What may be taken now; negative where more was taken than it held."""
         now = self._clock()
         self._level = min(float(self.size), self._level + (now - self._at) * self.size / _MINUTE)
         self._at = now
-        return self._level
+        return self._level - self.reserved
 
     def wait(self, amount: float) -> float:
-        """Return the seconds until it holds as much; what is more than its size counts as its size."""
-        return max(0.0, (min(amount, self.size) - self.level) * _MINUTE / self.size)
+        """Return the seconds until as much is left; what is more than its size counts as its size."""
+        return max(0.0, (min(amount, self.size) - self.left) * _MINUTE / self.size)
 
     def take(self, amount: float) -> None:
-        """Take something out, or put it back where it is negative; never more than it can hold."""
-        self._level = min(float(self.size), self.level - amount)
+        """Take something out, even if it is more than is left; `MOST_DEBT` bounds what it may lack."""
+        self._level = max(-MOST_DEBT * self.size, self.left + self.reserved - amount)
 
 
 class Allowance:
@@ -96,7 +102,7 @@ class Allowance:
         """Set aside what a request may write; `spend` takes what it really took.
 
         Args:
-            tokens: the most that its responses may have.
+            tokens: the most that its responses may have, and what its prompts are thought to.
 
         Returns:
             What to give back with `release` once it is over.
@@ -109,12 +115,13 @@ class Allowance:
         if wait := self._tokens.wait(tokens):
             raise _too_many(f"{self._tokens.size} tokens a minute", wait, "lower max_tokens, or ")
         reserved = min(tokens, self._tokens.size)
-        self._tokens.take(reserved)
+        self._tokens.reserved += reserved
         return reserved
 
     def release(self, reserved: int) -> None:
-        """Put back what `reserve` set aside."""
-        self.spend(-reserved)
+        """Give back what `reserve` set aside."""
+        if self._tokens is not None:
+            self._tokens.reserved -= reserved
 
     def spend(self, tokens: int) -> None:
         """Take what was read and written, even if it is more than is left."""
@@ -126,7 +133,7 @@ class Allowance:
         told = []
         for name, bucket in (("requests", self._requests), ("tokens", self._tokens)):
             if bucket is not None:
-                left, full = max(0, math.floor(bucket.level)), bucket.wait(bucket.size)
+                left, full = max(0, math.floor(bucket.left)), bucket.wait(bucket.size)
                 told += [("limit", name, f"{bucket.size}"), ("remaining", name, f"{left}")]
                 told.append(("reset", name, f"{full:.3f}s"))
         return [(f"x-ratelimit-{what}-{name}".encode(), value.encode()) for what, name, value in told]

@@ -7,7 +7,8 @@ import functools
 import logging
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from queue import Empty, SimpleQueue
 
 from thrifty.errors import ContextOverflow, ThriftyError
@@ -16,7 +17,7 @@ from thrifty.methods.base import Composition
 from thrifty.models.torch import TorchModel
 from thrifty.serve import effort
 from thrifty.serve.engine import Ask, Event, Served
-from thrifty.serve.errors import Refusal, refusal, shutting_down
+from thrifty.serve.errors import Refusal, shutting_down
 from thrifty.serve.inbox import Inbox
 from thrifty.serve.play import Order, Play
 from thrifty.serve.scheduler import Scheduler
@@ -27,41 +28,30 @@ _log = logging.getLogger("thrifty.serve")
 
 
 class LocalStream(Inbox):
-    """A response that the engine thread writes and the event loop reads; see `thrifty.serve.engine.Stream`."""
+    """A response that the engine thread writes and the event loop reads; see `thrifty.serve.engine.Stream`.
 
-    def __init__(self, ask: Ask) -> None:
+    Args:
+        order: what is to be answered.
+        emit: takes the events on the engine thread, with the stream that they are for.
+    """
+
+    def __init__(self, order: Order, emit: Callable[[LocalStream, Event | Refusal], None]) -> None:
         super().__init__()
-        self.ask = ask
         self.loop = asyncio.get_running_loop()
-        self.accepted: asyncio.Future[None] = self.loop.create_future()
-        self.play: Play | None = None
-        self.cancelled = False
+        self.play = Play(order, functools.partial(emit, self))
 
     @property
     def begun(self) -> bool:
         """See `thrifty.serve.engine.Stream`."""
-        return self.play is not None and self.play.begun
+        return self.play.begun
 
     def cancel(self) -> None:
         """See `thrifty.serve.engine.Stream`."""
-        self.cancelled = True
-        if self.play is not None:
-            self.play.cancelled = True
+        self.play.cancelled = True
 
     def finish(self) -> None:
         """See `thrifty.serve.engine.Stream`."""
-        if self.play is not None:
-            self.play.finishing = True
-
-    def deliver(self, event: Event | Refusal | None) -> None:
-        """Take an event, on the event loop; None says that the request is accepted."""
-        if not self.accepted.done():
-            if isinstance(event, Refusal):
-                self.accepted.set_exception(event)
-            else:
-                self.accepted.set_result(None)
-        if event is not None:
-            self.put(event)
+        self.play.finishing = True
 
 
 class LocalEngine:
@@ -100,9 +90,11 @@ class LocalEngine:
         self._difficulty = difficulty
         self._longest = max(len(model.texts.bytes_of(token)) for token in range(len(model.texts)))
         self._composition = functools.lru_cache(maxsize=64)(self._checked)
-        self._inbox: SimpleQueue[LocalStream | None] = SimpleQueue()
-        self._waiting: deque[tuple[LocalStream, Play]] = deque()
-        self._outbox: list[tuple[LocalStream, Event | Refusal | None]] = []
+        self._preparing = 0
+        self._prepared: tuple[Ask, Order] | None = None
+        self._inbox: SimpleQueue[Play | None] = SimpleQueue()
+        self._waiting: deque[Play] = deque()
+        self._outbox: list[tuple[LocalStream, Event | Refusal]] = []
         self._scheduler = Scheduler(model, slots)
         self._closed = False
         for spec in (method, *self._served.methods.values(), *([self._auto("vanilla")] if difficulty else [])):
@@ -122,16 +114,31 @@ class LocalEngine:
         """See `thrifty.serve.engine.Engine`."""
         if self._closed:
             raise shutting_down()
-        if self._inbox.qsize() + len(self._waiting) >= self.queue:
+        if self._preparing + self._inbox.qsize() + len(self._waiting) >= self.queue:
             raise Refusal("too many requests are waiting: try again in a moment", 429, "queue_full", retry_after=1.0)
-        stream = LocalStream(ask)
-        self._inbox.put(stream)
-        try:
-            await stream.accepted
-        except asyncio.CancelledError:
-            stream.cancel()
-            raise
+        stream = LocalStream(await self._ordered(ask), self._emit)
+        if self._closed:  # meanwhile
+            raise shutting_down()
+        self._inbox.put(stream.play)
         return stream
+
+    async def _ordered(self, ask: Ask) -> Order:
+        """Return what is to be done for a request: prepared beside the decoding, for a long prompt takes a while."""
+        first = replace(ask, sample=0)
+        if self._prepared is not None and self._prepared[0] == first:  # another sample of the request
+            return replace(self._prepared[1], sample=ask.sample)
+        self._preparing += 1
+        try:
+            order = await asyncio.to_thread(self._order, ask)
+        except ThriftyError:
+            raise
+        except Exception as error:
+            _log.error("a request could not be prepared", exc_info=error)
+            raise Refusal("the engine failed on this request", 500, "engine_error") from error
+        finally:
+            self._preparing -= 1
+        self._prepared = (first, order)
+        return order
 
     async def close(self) -> None:
         """See `thrifty.serve.engine.Engine`."""
@@ -148,7 +155,7 @@ class LocalEngine:
                     return
                 self._forget_cancelled()
                 while self._waiting and len(self._scheduler.plays) < self.slots:
-                    self._scheduler.start(self._waiting.popleft()[1])
+                    self._scheduler.start(self._waiting.popleft())
                 self._scheduler.step()
             except Exception as error:  # what a request does wrong is caught below; nobody must wait for ever
                 _log.error("the engine failed", exc_info=error)
@@ -156,46 +163,32 @@ class LocalEngine:
             self._flush()
 
     def _take_in(self, wait: bool) -> bool:
-        """Accept or refuse what has come in; tell whether to go on."""
+        """Take what has come in; tell whether to go on."""
         while True:
             try:
-                stream = self._inbox.get(block=wait)
+                play = self._inbox.get(block=wait)
             except Empty:
                 return True
             wait = False
-            if stream is None:
+            if play is None:
                 self._abandon(shutting_down())
                 self._flush()
                 return False
-            if stream.cancelled:
-                continue
-            emit = functools.partial(self._emit, stream)
-            try:
-                play = Play(self._order(stream.ask), emit)
-            except ThriftyError as error:
-                emit(refusal(error))
-            except Exception as error:
-                _log.error("a request could not be prepared", exc_info=error)
-                emit(Refusal("the engine failed on this request", 500, "engine_error"))
-            else:
-                stream.play = play
-                play.cancelled = stream.cancelled  # it may have been cancelled meanwhile
-                emit(None)
-                self._waiting.append((stream, play))
+            self._waiting.append(play)
 
     def _forget_cancelled(self) -> None:
         """End what nobody wants any more before its turn comes."""
-        cancelled = [play for _, play in self._waiting if play.cancelled]
+        cancelled = [play for play in self._waiting if play.cancelled]
         if cancelled:
-            self._waiting = deque(entry for entry in self._waiting if not entry[1].cancelled)
+            self._waiting = deque(play for play in self._waiting if play not in cancelled)
         for play in cancelled:
             play.give_up()
 
-    def _emit(self, stream: LocalStream, event: Event | Refusal | None) -> None:
+    def _emit(self, stream: LocalStream, event: Event | Refusal) -> None:
         self._outbox.append((stream, event))
 
     def _flush(self) -> None:
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[LocalStream, Event | Refusal | None]]] = {}
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[LocalStream, Event | Refusal]]] = {}
         for stream, event in self._outbox:
             by_loop.setdefault(stream.loop, []).append((stream, event))
         self._outbox = []
@@ -208,7 +201,7 @@ class LocalEngine:
 
     def _abandon(self, error: Refusal) -> None:
         """End everything."""
-        for play in (*self._scheduler.plays, *(play for _, play in self._waiting)):
+        for play in (*self._scheduler.plays, *self._waiting):
             play.fail(error)
         self._waiting.clear()
         self._scheduler = Scheduler(self.model, self.slots)
@@ -316,6 +309,6 @@ class LocalEngine:
         )
 
 
-def _deliver(events: Sequence[tuple[LocalStream, Event | Refusal | None]]) -> None:
+def _deliver(events: Sequence[tuple[LocalStream, Event | Refusal]]) -> None:
     for stream, event in events:
-        stream.deliver(event)
+        stream.put(event)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -30,11 +31,12 @@ class Metrics:
     Args:
         waiting: returns how many responses wait for their turn now.
         running: returns how many are being written.
+        own: the operator's methods, which are told apart whatever clients think of.
     """
 
-    def __init__(self, waiting: Callable[[], int], running: Callable[[], int]) -> None:
+    def __init__(self, waiting: Callable[[], int], running: Callable[[], int], own: Iterable[str] = ()) -> None:
         self.registry = registry = CollectorRegistry()
-        self._methods: set[str] = set()
+        self._methods = {_label(spec) for spec in ("vanilla", *own)}
         self._requests = Counter(
             "thrifty_requests", "Requests, by what they were told.", ["route", "method", "status"], registry=registry
         )
@@ -153,11 +155,16 @@ class Metrics:
 
     def _method(self, spec: str) -> str:
         """Return the label of a specification: names only, and `OTHER` once there are too many."""
-        try:
-            label = "+".join(parse_spec(part)[0] for part in split_specs(spec, "+"))
-        except ThriftyError:  # a server may name a method in a way of its own
-            label = OTHER
+        label = _label(spec)
         if label not in self._methods and len(self._methods) >= MOST_METHODS:
             return OTHER
         self._methods.add(label)
         return label
+
+
+@lru_cache(maxsize=256)
+def _label(spec: str) -> str:
+    try:
+        return "+".join(parse_spec(part)[0] for part in split_specs(spec, "+"))
+    except ThriftyError:  # a server may name a method in a way of its own
+        return OTHER

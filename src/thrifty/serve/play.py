@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 
 from thrifty.decoding.controller import Controller
@@ -11,7 +12,7 @@ from thrifty.decoding.row import Row
 from thrifty.methods.base import Composition, Stage, stage_of
 from thrifty.models.base import Job, Settings
 from thrifty.models.torch import TorchModel
-from thrifty.serve.engine import CANCELLED, Channel, Done, Event, Finish, Piece, TokenLogprob
+from thrifty.serve.engine import BROKEN, CANCELLED, Channel, Done, Event, Finish, Piece, TokenLogprob
 from thrifty.serve.errors import Refusal
 from thrifty.serve.shown import Shown
 from thrifty.traces.trace import Problem, Segment, Trace, Usage
@@ -80,6 +81,7 @@ class Play:
     _reread: int = field(default=0, init=False)
     _calls: int = field(default=0, init=False)
     _spent: Usage = field(default_factory=Usage, init=False)
+    _lost: Usage = field(default_factory=Usage, init=False)
     _ended: bool = field(default=False, init=False)
 
     @property
@@ -104,6 +106,11 @@ class Play:
         flow = stage.flow.flow(stage, job) if stage.flow else self._plain(stage, job)
         self._seen = self._reread = self._calls = 0
         self._extra, self.tight = [], self.order.tight
+        spent = self._spent  # for an attempt that failed
+        own = spent.total - spent.helper
+        self._spent = self._lost = Usage(
+            probe=own, helper=spent.helper, forward_passes=spent.forward_passes, flops=spent.flops
+        )
         self._show_from_the_start(model)
         self._playing = Playing(model, job, self._answered(stage, job, flow))
         return self._counted(self._playing.begin())
@@ -177,12 +184,18 @@ class Play:
                 self._show(self._shown.feed(segment.phase, segment.ids))
         self._show(self._shown.end())
         cut = trace.stop_reason in _CUT and not self._shown.stopped
-        self._end(trace.usage, "length" if cut else "stop", trace)
+        self._end(trace.usage + self._lost, "length" if cut else "stop", trace)
 
     def settle(self, row: Row) -> None:
         """Take note of what a finished row has spent, should the request not come to its end."""
         own = self._playing is not None and row.model is self._playing.model
         self._spent = self._spent + account(row, "sample" if own else "helper")
+
+    def lose(self, row: Row) -> None:
+        """Take note of what a row has spent that does not come to its end."""
+        if row.ids:
+            row.settle()
+            self.settle(row)
 
     def give_up(self) -> None:
         """End it where it stands."""
@@ -192,10 +205,16 @@ class Play:
             self._end(self._spent, "stop", None)
 
     def fail(self, error: Refusal) -> None:
-        """End it with an error."""
-        if not self._ended:
-            self._ended = True
-            self.emit(error)
+        """End it with an error, which tells what it has taken, rows at work included."""
+        if self._ended:
+            return
+        for row in self.rows.values():
+            self.lose(row)
+        own = copy(error)  # others may end with the same
+        if self._spent.total:
+            own.done = self._done(self._spent, "stop", None, BROKEN)
+        self._ended = True
+        self.emit(own)
 
     def _show_from_the_start(self, model: TorchModel, closed: bool = False) -> None:
         self._shown = Shown(model, self.order.settings.stop, closed)
@@ -219,19 +238,20 @@ class Play:
 
     def _end(self, usage: Usage, finish: Finish, trace: Trace | None) -> None:
         self._ended = True
+        self.emit(self._done(usage, finish, trace, trace.exit_reason if trace else CANCELLED))
+
+    def _done(self, usage: Usage, finish: Finish, trace: Trace | None, exit_reason: str) -> Done:
         answer = usage.answer
         for segment in trace.segments if trace else ():
             if segment.phase == "answer" and segment.kind in ("injected", "latent"):
                 answer += len(segment.ids)
-        self.emit(
-            Done(
-                finish=finish,
-                usage=usage,
-                prompt_tokens=self.order.prompt_tokens,
-                reasoning_tokens=usage.generated + usage.latent_steps - answer,
-                method=self.order.composition.spec,
-                exit_reason=trace.exit_reason if trace else CANCELLED,
-                seed=self.order.settings.seed,
-                notes=trace.events if trace else {},
-            )
+        return Done(
+            finish=finish,
+            usage=usage,
+            prompt_tokens=self.order.prompt_tokens,
+            reasoning_tokens=usage.generated + usage.latent_steps - answer,
+            method=self.order.composition.spec,
+            exit_reason=exit_reason,
+            seed=self.order.settings.seed,
+            notes=trace.events if trace else {},
         )

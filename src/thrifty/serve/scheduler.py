@@ -214,7 +214,7 @@ class Scheduler:
         plays = list({id(awaited.play): awaited.play for awaited in broken.values()}.values())
         for play in plays:
             for row in [row for row in play.rows.values() if id(row.job) in broken]:
-                del play.rows[id(row)]
+                play.lose(play.rows.pop(id(row)))
             if len(plays) == 1 or play.cancelled or play.rows:
                 self._drop(play, error)
             else:

@@ -12,21 +12,29 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from thrifty.errors import ThriftyError
 from thrifty.serve.app import Gateway
+from thrifty.serve.logs import flush
 
 MOST_HEAD = 1 << 18
-"""Bytes that may come before the headers of a request are complete."""
+"""Bytes of a request beside its body: its headers, what stands between the pieces of the body and behind it."""
 LAST_SECONDS = 5
 """That clients have to read the ends of what they asked for, once the server stops."""
 HEAD_SECONDS = 30.0
-"""That the headers of a request may take to arrive."""
+"""That the headers of a request may take to arrive, and the rest of one that was answered before all of it came."""
+STALLED_SECONDS = 60.0
+"""That a client may take to read what is ready for it."""
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """HTTP with an end to headers that never end."""
+    """HTTP in which a client can make nothing wait for ever, and nothing grow.
+
+    Requests that come before the one before them is answered end the connection: a queue of them would have to be
+    bounded, and hides whether the client is still there. Hardly any client sends such.
+    """
 
     _in_head = True
     _head = 0
     _timer: asyncio.TimerHandle | None = None
+    _stalled: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as the base has it
         super().connection_made(transport)
@@ -34,24 +42,69 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
+        self.resume_writing()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self._in_head:
-            self._head += len(data)
-            if self._head > MOST_HEAD and not self.transport.is_closing():
+        if self.transport.is_closing():
+            return
+        self._head += len(data)
+        if self._head > MOST_HEAD:
+            if self._in_head:
                 self.send_400_response("The headers are too large.")
+            else:
+                self.transport.abort()
+        elif self._timer is None and not self._at_work:
+            self._wait_for_head()  # what came has stopped the timer that waits for the next request
 
     def on_message_begin(self) -> None:
+        if self._at_work:
+            self.transport.abort()
+            raise ValueError("a request before the last one was answered")  # so that the rest is not parsed
         super().on_message_begin()
         self._in_head, self._head = True, 0
         self._wait_for_head()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:  # what stands behind the body is not read
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._in_head = False
         self._stop_waiting()
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if self._at_work:
+            self._head -= len(body)
+        super().on_body(body)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._end_in_time()
+
+    def send_400_response(self, msg: str) -> None:
+        super().send_400_response(msg)
+        self._end_in_time()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._end_in_time()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stalled = self.loop.call_later(STALLED_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+
+    @property
+    def _at_work(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
 
     def _wait_for_head(self) -> None:
         self._stop_waiting()
@@ -63,8 +116,14 @@ class BoundedProtocol(HttpToolsProtocol):
             self._timer = None
 
     def _give_up(self) -> None:
-        if not self.transport.is_closing():
-            self.transport.close()
+        self.transport.close()
+        self._end_in_time()
+
+    def _end_in_time(self) -> None:
+        """See to it that a connection that is being closed does not wait for a client that no longer reads."""
+        if self.transport.is_closing():
+            self._stop_waiting()
+            self._timer = self.loop.call_later(STALLED_SECONDS, self.transport.abort)
 
 
 class Server(uvicorn.Server):
@@ -127,6 +186,7 @@ class Server(uvicorn.Server):
             await super().shutdown(sockets)
         finally:
             await self._gateway.engine.close()
+            await asyncio.to_thread(flush)  # a signal ends the process right behind this
 
     def listen(self) -> None:
         """Serve until the process is told to stop."""

@@ -53,8 +53,13 @@ def sse(value: Mapping[str, Any], name: str = "") -> bytes:
         value: told as JSON.
         name: of the event, empty for none.
     """
-    data = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    data = encoded(value, separators=(",", ":"))
     return b"%sdata: %s\n\n" % (f"event: {name}\n".encode() if name else b"", data)
+
+
+def encoded(value: Mapping[str, Any], separators: tuple[str, str] | None = None) -> bytes:
+    """Return JSON; half a surrogate pair, which a server may send escaped, becomes a question mark."""
+    return json.dumps(value, ensure_ascii=False, separators=separators).encode("utf-8", "replace")
 
 
 def spelled(data: bytes) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from thrifty.serve.answering import Answering
 from thrifty.serve.engine import Done
 from thrifty.serve.errors import Refusal
 from thrifty.serve.guard import Receive, Scope, Send, refuse
-from thrifty.serve.shapes import Shape
+from thrifty.serve.shapes import Shape, encoded
 from thrifty.serve.visits import CLIENT_GONE
 
 
@@ -43,19 +42,21 @@ class Telling:
         self._usage, self._ended = usage, ended
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        gone = asyncio.ensure_future(_gone(receive))
+        gone = asyncio.ensure_future(until_gone(receive))
         telling = asyncio.ensure_future(self._tell(scope, send) if self._stream else self._tell_whole(scope, send))
         try:
             await asyncio.wait({gone, telling}, return_when=asyncio.FIRST_COMPLETED)
             if telling.done():
                 telling.result()
         finally:
-            self._ended()
             gone.cancel()
+            self._answering.cancel()  # also what is left where one of several responses has failed
             if not telling.done():
                 scope["state"]["visit"].status = CLIENT_GONE
-                self._answering.cancel()
                 telling.cancel()
+            try:
+                self._ended()
+            finally:
                 await asyncio.wait({telling})
                 await self._answering.settle()
 
@@ -65,7 +66,7 @@ class Telling:
         except Refusal as error:
             await refuse(scope, send, error, extra=self._headers)
             return
-        body = json.dumps(self._shape.whole(answers, self._usage()), ensure_ascii=False).encode()
+        body = encoded(self._shape.whole(answers, self._usage()))
         await self._start(send, b"application/json", [(b"content-length", b"%d" % len(body))])
         await send({"type": "http.response.body", "body": body})
 
@@ -97,7 +98,7 @@ async def _more(send: Send, body: bytes) -> None:
         await send({"type": "http.response.body", "body": body, "more_body": True})
 
 
-async def _gone(receive: Receive) -> None:
+async def until_gone(receive: Receive) -> None:
     """Wait until the client has gone."""
     while (await receive())["type"] != "http.disconnect":
         pass

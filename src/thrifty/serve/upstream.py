@@ -17,12 +17,14 @@ from thrifty.methods.base import Composition, FlowMethod
 from thrifty.models.base import Job
 from thrifty.models.remote import row_seed
 from thrifty.serve import effort
-from thrifty.serve.engine import CANCELLED, Ask, Channel, Done, Piece, Served
+from thrifty.serve.choosing import without_addresses
+from thrifty.serve.engine import BROKEN, CANCELLED, Ask, Channel, Done, Piece, Served
 from thrifty.serve.errors import Refusal, refusal, shutting_down
 from thrifty.serve.inbox import Inbox
 from thrifty.serve.upstream_client import Upstreams
 from thrifty.serve.upstream_flows import QUESTION, Voice, play
-from thrifty.serve.upstream_order import PREFILLS, Learned, Order, Prefill, steered
+from thrifty.serve.upstream_helpers import Helper, Helpers
+from thrifty.serve.upstream_order import PREFILLS, Order, Prefill, steered
 from thrifty.serve.upstream_writing import Writing
 from thrifty.traces.think import THINK_FORMATS, ThinkFormat
 from thrifty.traces.trace import Problem, Trace, Usage
@@ -40,6 +42,7 @@ class UpstreamStream(Inbox):
         self.ask = ask
         self.accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.writings: list[Writing] = []
+        self.helping: list[Writing] = []
         self.task: asyncio.Task[None] | None = None
         self.cancelled = self.finishing = False
         self.began = time.monotonic()
@@ -47,12 +50,13 @@ class UpstreamStream(Inbox):
     @property
     def begun(self) -> bool:
         """See `thrifty.serve.engine.Stream`."""
-        return any(writing.begun for writing in self.writings)
+        return any(writing.begun for writing in (*self.writings, *self.helping))
 
     @property
     def usage(self) -> Usage:
         """What was spent so far."""
-        return sum((writing.usage for writing in self.writings), Usage())
+        helped = Usage(helper=sum(writing.usage.total for writing in self.helping))
+        return sum((writing.usage for writing in self.writings), helped)
 
     @property
     def prompt_tokens(self) -> int:
@@ -62,20 +66,20 @@ class UpstreamStream(Inbox):
 
     def cancel(self) -> None:
         """See `thrifty.serve.engine.Stream`."""
-        self.cancelled = True
-        if self.task is not None:
+        if self.task is not None and not self.cancelled:  # twice, and what hangs up would be cancelled, too
             self.task.cancel()
+        self.cancelled = True
 
     def finish(self) -> None:
         """See `thrifty.serve.engine.Stream`."""
         self.finishing = True
-        for writing in self.writings:
+        for writing in (*self.writings, *self.helping):
             writing.finishing = True
 
-    def enlist(self, writing: Writing) -> None:
-        """Take a call in that is made for the response."""
+    def enlist(self, writing: Writing, helping: bool) -> None:
+        """Take a call in that is made for the response, perhaps of a helper."""
         writing.finishing = self.finishing
-        self.writings.append(writing)
+        (self.helping if helping else self.writings).append(writing)
 
     def show(self, piece: Piece) -> None:
         """Take a piece."""
@@ -96,12 +100,13 @@ class UpstreamEngine:
         models: what they serve: the name and the context's tokens, None where that is unknown; the default first.
         method: what answers where a client names nothing.
         offered: further specifications by name.
-        slots: requests at work at the same time.
+        slots: requests at work at the same time, and calls that they have in flight together.
         queue: requests that may wait beyond them.
         max_tokens: the most that a response may have.
         prefill: how the servers are asked to continue a message.
         efforts: whether they understand ``reasoning_effort``; if not, it bounds the thinking here.
         think: what marks the thinking there.
+        helpers: the models of other servers that methods name.
 
     Raises:
         ThriftyError: a method cannot work here.
@@ -124,6 +129,7 @@ class UpstreamEngine:
         prefill: Prefill = "none",
         efforts: bool = True,
         think: ThinkFormat = THINK_FORMATS["think"],
+        helpers: Helpers | None = None,
     ) -> None:
         if prefill not in PREFILLS:
             raise UnknownName("--upstream-prefill", prefill, PREFILLS)
@@ -132,9 +138,10 @@ class UpstreamEngine:
             name: Served(name, context, min(max_tokens, context or max_tokens), method, dict(offered or {}))
             for name, context in models.items()
         }
-        self._learned = {name: Learned() for name in models}
         self._composition = functools.lru_cache(maxsize=64)(self._checked)
         self._slots, self._queue, self._waiting = asyncio.Semaphore(slots), queue, 0
+        self._calls = asyncio.Semaphore(slots)  # of its own: requests that wait for calls hold slots
+        self._helpers = helpers or Helpers()
         self._streams: set[UpstreamStream] = set()
         self._threads = ThreadPoolExecutor(slots, "thrifty-flow")
         self._closed = False
@@ -165,7 +172,7 @@ class UpstreamEngine:
         stream = UpstreamStream(ask)
         stream.task = asyncio.create_task(self._run(stream, composition))
         self._streams.add(stream)
-        stream.task.add_done_callback(lambda _: self._streams.discard(stream))
+        stream.task.add_done_callback(functools.partial(self._forget, stream, composition))
         try:
             if not ask.sample:  # further samples need not wait for each other
                 await asyncio.wait({stream.accepted}, timeout=ACCEPT_SECONDS)
@@ -187,6 +194,12 @@ class UpstreamEngine:
         await asyncio.gather(*tasks, return_exceptions=True)
         self._threads.shutdown(wait=False, cancel_futures=True)
         await self._upstreams.close()
+        await self._helpers.close()
+
+    def _forget(self, stream: UpstreamStream, composition: Composition, task: asyncio.Task[None]) -> None:
+        self._streams.discard(stream)
+        if task.cancelled():  # before it had begun
+            stream.put(self._done(stream, composition, CANCELLED))
 
     async def _run(self, stream: UpstreamStream, composition: Composition) -> None:
         """Answer one request, whatever happens."""
@@ -202,12 +215,12 @@ class UpstreamEngine:
             finally:
                 self._slots.release()
             stream.accept()
-            stream.put(self._done(stream, composition, trace))
+            stream.put(self._done(stream, composition, trace.exit_reason, trace))
             return
         except asyncio.CancelledError:
             if stream.cancelled:
                 stream.accept()
-                stream.put(self._done(stream, composition, None))
+                stream.put(self._done(stream, composition, CANCELLED))
                 return
             failure = shutting_down()
         except ThriftyError as error:
@@ -215,6 +228,8 @@ class UpstreamEngine:
         except Exception as error:
             _log.error("a request failed", exc_info=error)
             failure = Refusal("the gateway failed on this request", 500, "engine_error")
+        if stream.usage.total:
+            failure.done = self._done(stream, composition, BROKEN)
         if stream.accepted.done():
             stream.put(failure)
         else:
@@ -224,19 +239,22 @@ class UpstreamEngine:
         ask = stream.ask
         order = self._order(ask, composition)
         if not composition.calls:
-            return await self._writing(stream, order, stream.show).write()
+            async with self._calls:
+                return await self._writing(stream, order, stream.show).write()
         stream.accept()
         voice = Voice(
             ask,
             order,
             asyncio.get_running_loop(),
-            lambda order, live: self._writing(stream, order, stream.show if live else _unseen),
+            lambda order, live, helper: self._writing(stream, order, stream.show if live else _unseen, helper),
             composition,
+            self._helpers,
+            self._calls,
         )
         try:
             trace = await asyncio.get_running_loop().run_in_executor(self._threads, play, voice)
-        except asyncio.CancelledError:
-            voice.give_up()
+        except BaseException:
+            await voice.give_up()
             raise
         for segment in trace.segments if not voice.shown else ():
             if segment.kind not in ("probe", "helper") and segment.text:
@@ -244,9 +262,12 @@ class UpstreamEngine:
                 stream.show(Piece(channel, segment.text))
         return trace
 
-    def _writing(self, stream: UpstreamStream, order: Order, emit: Callable[[Piece], None]) -> Writing:
-        writing = Writing(self._upstreams, order, self._learned[stream.ask.model], emit)
-        stream.enlist(writing)
+    def _writing(
+        self, stream: UpstreamStream, order: Order, emit: Callable[[Piece], None], helper: Helper | None = None
+    ) -> Writing:
+        upstreams = helper.upstreams if helper else self._upstreams
+        writing = Writing(upstreams, order, emit)
+        stream.enlist(writing, helping=helper is not None)
         return writing
 
     def _order(self, ask: Ask, composition: Composition) -> Order:
@@ -300,10 +321,12 @@ class UpstreamEngine:
         if composition.calls:
             for part in composition.parts:
                 if isinstance(part, FlowMethod):
-                    part.check(Voice.nobody())
+                    part.check(Voice.nobody(self._helpers))
         return composition
 
-    def _done(self, stream: UpstreamStream, composition: Composition, trace: Trace | None) -> Done:
+    def _done(
+        self, stream: UpstreamStream, composition: Composition, exit_reason: str, trace: Trace | None = None
+    ) -> Done:
         usage = trace.usage if trace else stream.usage
         usage.wall_seconds = time.monotonic() - stream.began
         cut = trace is not None and trace.stop_reason in ("max_tokens", "loop")
@@ -312,11 +335,11 @@ class UpstreamEngine:
             usage=usage,
             prompt_tokens=stream.prompt_tokens,
             reasoning_tokens=usage.thinking,
-            method=composition.spec,
-            exit_reason=trace.exit_reason if trace else CANCELLED,
+            method=without_addresses(composition.spec),
+            exit_reason=exit_reason,
             seed=stream.ask.settings.seed,
             notes=trace.events if trace else {},
-            estimated=any(writing.estimated for writing in stream.writings),
+            estimated=any(writing.estimated for writing in (*stream.writings, *stream.helping)),
         )
 
 

@@ -5,27 +5,37 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 
-from thrifty.errors import ThriftyError, Unreachable
-from thrifty.models.client import DONE, Client, Failed, Patience, Rejected, TooLong
+from thrifty.errors import Unreachable
+from thrifty.models.client import DONE, Client, Patience
+from thrifty.models.failures import Failed, Rejected, TooLong
 from thrifty.models.payload import Unreadable, choice_of, texts_of, usage_of
 from thrifty.serve.errors import Refusal
+from thrifty.serve.upstream_order import Learned
 
 COOL_SECONDS = 5.0
 """For how long a server that failed is asked last."""
 LONGEST_WAIT = 10.0
 """Seconds that a request waits for a server which asks for patience; a client can wait longer by itself."""
+FIRST_BYTE_SECONDS = 15.0
+"""For how long a server may keep silent before the next one is asked; the last one has the whole patience."""
+_SILENCE = 5.0
+"""Seconds after which a server that let a request down counts as one that hangs."""
+_REST_SECONDS = 0.1
+"""In which a body has to end behind its last event, for its connection to be used again."""
+_ADAPTATIONS = ("continuous_usage_stats", "stream_options", "max_completion_tokens", "enable_thinking",
+                "chat_template_kwargs", "seed", "skip_special_tokens")  # fmt: skip
 _log = logging.getLogger("thrifty.serve")
 
 
-@dataclass(frozen=True)
-class Delta:
+class Delta(NamedTuple):
     """What one event of a stream adds.
 
     Attributes:
@@ -38,7 +48,7 @@ class Delta:
     thought: str = ""
     text: str = ""
     finish: str | None = None
-    usage: Mapping[str, Any] = field(default_factory=dict)
+    usage: Mapping[str, Any] = {}
 
 
 @dataclass(eq=False)
@@ -49,41 +59,129 @@ class _Server:
         client: to ask it.
         model: what the model is called there, empty for the name that the client gave.
         adapted: what was learned of the fields that it does not take.
+        learned: what its responses have shown, by the name that clients have for the model.
         tired_until: when it may be asked first again, by `time.monotonic`.
     """
 
     client: Client
     model: str
-    adapted: set[str] = field(default_factory=set)
+    adapted: frozenset[str] = frozenset()
+    learned: defaultdict[str, Learned] = field(default_factory=lambda: defaultdict(Learned))
     tired_until: float = 0.0
 
-    def body(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a request as this server takes it."""
+    def body(self, body: Mapping[str, Any], adapted: frozenset[str]) -> dict[str, Any]:
+        """Return a request as this server takes it, if it is to be adapted like this."""
         sent = {**body, "model": self.model or body["model"]}
-        if "continuous_usage_stats" in self.adapted and "stream_options" in sent:
+        if "continuous_usage_stats" in adapted and "stream_options" in sent:
             sent["stream_options"] = {"include_usage": True}
-        if "max_completion_tokens" in self.adapted and "max_tokens" in sent:
+        if "max_completion_tokens" in adapted and "max_tokens" in sent:
             sent["max_completion_tokens"] = sent.pop("max_tokens")
-        if "enable_thinking" in self.adapted and sent.get("messages", [{}])[-1].get("role") == "assistant":
+        if "enable_thinking" in adapted and sent.get("messages", [{}])[-1].get("role") == "assistant":
             sent["chat_template_kwargs"] = {"enable_thinking": False}
-        for name in ("stream_options", "chat_template_kwargs", "seed"):
-            if name in self.adapted:
+        for name in ("stream_options", "chat_template_kwargs", "seed", "skip_special_tokens"):
+            if name in adapted:
                 sent.pop(name, None)
         return sent
 
-    def adapts(self, error: Rejected, sent: Mapping[str, Any]) -> bool:
-        """Tell whether a refusal names a field that can be left out or said otherwise, and note it."""
-        if error.status not in (400, 422):
-            return False
-        known = ("continuous_usage_stats", "stream_options", "max_completion_tokens", "enable_thinking",
-                 "chat_template_kwargs", "seed")  # fmt: skip
-        for name in known:
-            told = {**sent, **sent.get("stream_options", {}), "max_completion_tokens": None, "enable_thinking": None}
-            inside = name in told
-            if name in error.said and inside and name not in self.adapted:
-                self.adapted.add(name)
-                return self.body(sent) != sent
-        return False
+    async def open(self, path: str, body: Mapping[str, Any]) -> httpx.Response:
+        """Ask it, without the fields that it turns out not to take.
+
+        Raises:
+            Failed: it may be asked again.
+            Rejected: it refuses.
+            TooLong: the prompt is too long for it.
+        """
+        adapted, again = self.adapted, False
+        while True:
+            sent = self.body(body, adapted)
+            try:
+                response = await self.client.attempt("POST", path, sent)
+            except Failed as error:
+                if again or not error.dropped:
+                    raise
+                again = True  # a connection that it had closed meanwhile says nothing about it
+                continue
+            except Rejected as error:
+                known = (adapted | {name} for name in _ADAPTATIONS if name in error.said and name not in adapted)
+                changed = next((more for more in known if self.body(body, more) != sent), None)
+                if error.status not in (400, 422) or changed is None:
+                    raise
+                adapted = changed
+                continue
+            # only now: what a client wrote may be quoted in a refusal, and must not change the requests of others
+            self.adapted |= adapted
+            return response
+
+    def warn(self, event: str, status: int = 0) -> None:
+        """Put into the log that it failed; what it says may quote what it was asked, and stays out."""
+        _log.warning(event, extra={"fields": {"upstream": self.client.url, "status": status or None}})
+
+    def tire(self, seconds: float) -> None:
+        """Have it asked last for a while."""
+        self.tired_until = time.monotonic() + max(seconds, COOL_SECONDS)
+
+
+class Incoming:
+    """An answer that has begun; iterating gives what it says, in order.
+
+    Args:
+        server: that answers.
+        response: its answer.
+        model: by the name that clients have for it.
+        max_bytes: the most that may come.
+
+    Attributes:
+        learned: what is known of the model there; more may be learned.
+        over: whether it has come to its end.
+    """
+
+    def __init__(self, server: _Server, response: httpx.Response, model: str, max_bytes: int) -> None:
+        self.learned, self.over = server.learned[model], False
+        self._server, self._response, self._max_bytes = server, response, max_bytes
+        self._events = server.client.events(response)
+        self._deltas = self._read()
+
+    def __aiter__(self) -> AsyncIterator[Delta]:
+        return self._deltas
+
+    async def _read(self) -> AsyncGenerator[Delta, None]:
+        size, spoken, ended = 0, False, False
+        try:
+            async for event in self._events:
+                if event == DONE:
+                    ended = spoken
+                    break
+                choice = choice_of(event, optional=True)
+                spoken = spoken or bool(choice)
+                thought, text = texts_of(choice, "message" if "message" in choice else "delta")
+                size += len(thought) + len(text)
+                if size > self._max_bytes:
+                    raise Refusal("the upstream does not stop: lower max_tokens", 502, "upstream_too_large")
+                finish = choice.get("finish_reason")
+                ended = ended or finish is not None
+                yield Delta(thought, text, finish if isinstance(finish, str) else None, usage_of(event))
+        except (Unreachable, Unreadable) as error:
+            if not ended:  # behind the end of an answer, only its usage can be lost
+                self._server.warn("an upstream broke off")
+                raise _broken() from error
+        if not ended:
+            raise _broken()
+        self.over = True
+
+    async def leave(self) -> None:
+        """Read to the end of the body, so that its connection can be used again, unless that takes long."""
+        with suppress(TimeoutError, Unreachable):
+            async with asyncio.timeout(_REST_SECONDS):
+                async for _ in self._events:
+                    pass
+        await self.hang_up()
+
+    async def hang_up(self) -> None:
+        """Close the connection, if anything may still come on it."""
+        with suppress(httpx.HTTPError):
+            await self._deltas.aclose()
+            await self._events.aclose()
+            await self._response.aclose()
 
 
 class Upstreams:
@@ -91,33 +189,40 @@ class Upstreams:
 
     Args:
         urls: as ``http://localhost:8000/v1``, perhaps with ``#MODEL`` for what the model is called there.
-        key_variable: the environment variable with their key, empty for none.
+        key_variables: the environment variable with the key of each, empty for none; none at all where nobody asks.
         patience: how long and how often to ask.
 
     Raises:
-        ThriftyError: a URL or the key cannot be used.
+        ThriftyError: a URL or a key cannot be used.
     """
 
-    def __init__(self, urls: Sequence[str], key_variable: str = "", patience: Patience | None = None) -> None:
+    def __init__(
+        self, urls: Sequence[str], key_variables: Sequence[str] = (), patience: Patience | None = None
+    ) -> None:
         self.patience = patience or Patience(timeout=120.0, retries=2)
         parted = [url.partition("#") for url in urls]
-        self._servers = [_Server(Client(url, key_variable, self.patience), model) for url, _, model in parted]
+        keys = key_variables or [""] * len(urls)
+        self._servers = [
+            _Server(Client(url, key, self.patience), model) for (url, _, model), key in zip(parted, keys, strict=True)
+        ]
+        self._leaving: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
         """Close the connections."""
+        await asyncio.gather(*self._leaving)
         for server in self._servers:
             await server.client.aclose()
 
     @asynccontextmanager
-    async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[AsyncIterator[Delta]]:
-        """Ask for a stream; leaving the context hangs up.
+    async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[Incoming]:
+        """Ask for a stream; leaving the context before its end hangs up.
 
         Args:
             path: below a server's URL.
             body: of the request; its model is replaced by what the model is called there.
 
         Yields:
-            What it says, in order.
+            What comes back.
 
         Raises:
             Refusal: no server takes the request, or the stream breaks off.
@@ -127,29 +232,29 @@ class Upstreams:
                 server, response = await self._begin(path, body)
         except TimeoutError:
             raise Refusal("no upstream answered in time: try again later", 504, "upstream_timeout") from None
-        deltas = self._deltas(server, response)
+        incoming = Incoming(server, response, body["model"], self.patience.max_bytes)
         try:
-            yield deltas
+            yield incoming
         finally:
-            with suppress(httpx.HTTPError):
-                await deltas.aclose()
-                await response.aclose()
+            if incoming.over:  # nobody needs to wait until the connection is free
+                task = asyncio.create_task(incoming.leave())
+                self._leaving.add(task)
+                task.add_done_callback(self._leaving.discard)
+            else:
+                await incoming.hang_up()
 
     async def _begin(self, path: str, body: Mapping[str, Any]) -> tuple[_Server, httpx.Response]:
         """Return the first server that begins to answer, and its answer."""
         for failed in range(self.patience.retries + 1):
             error: Failed | Rejected | None = None
-            tired = {id(server) for server in self._servers if server.tired_until > time.monotonic()}
-            for server in sorted(self._servers, key=lambda server: id(server) in tired):
+            now = time.monotonic()
+            servers = sorted(self._servers, key=lambda server: server.tired_until > now)
+            for server in servers:
                 try:
-                    return server, await self._open(server, path, body)
+                    return server, await self._open(server, path, body, last=server is servers[-1])
                 except (Failed, Rejected) as found:
-                    if isinstance(found, Rejected) and found.status not in (401, 403, 404):
+                    if isinstance(found, Rejected) and found.status not in (401, 402, 403, 404):
                         raise _refused(found) from found  # no other server would take it either
-                    # what a server says may quote what it was asked, and stays out of the log
-                    _log.warning("%s failed with status %s", server.client.url, found.status or "none")
-                    wait = found.wait if isinstance(found, Failed) else 0.0
-                    server.tired_until = time.monotonic() + max(wait, COOL_SECONDS)
                     # what clients are told: that they may come again, rather than what is wrong with the last server
                     error = found if error is None or isinstance(found, Failed) else error
                 except TooLong as found:
@@ -168,35 +273,26 @@ class Upstreams:
         assert error is not None, "without an error it has returned"
         raise _refused(error) from error
 
-    async def _open(self, server: _Server, path: str, body: Mapping[str, Any]) -> httpx.Response:
-        while True:
-            sent = server.body(body)
-            try:
-                return await server.client.attempt("POST", path, sent)
-            except Rejected as error:
-                if not server.adapts(error, sent):
-                    raise
-
-    async def _deltas(self, server: _Server, response: httpx.Response) -> AsyncGenerator[Delta, None]:
-        size, ended = 0, False
+    async def _open(self, server: _Server, path: str, body: Mapping[str, Any], last: bool) -> httpx.Response:
+        """Ask one server; a failure makes it one that is asked last for a while."""
+        began = time.monotonic()
         try:
-            async for event in server.client.events(response):
-                if event == DONE:
-                    ended = True
-                    break
-                choice = choice_of(event, optional=True)
-                thought, text = texts_of(choice, "message" if "message" in choice else "delta")
-                size += len(thought) + len(text)
-                if size > self.patience.max_bytes:
-                    raise Refusal("the upstream does not stop: lower max_tokens", 502, "upstream_too_large")
-                finish = choice.get("finish_reason")
-                ended |= finish is not None
-                yield Delta(thought, text, finish if isinstance(finish, str) else None, usage_of(event))
-        except (Unreachable, Unreadable) as error:
-            _log.warning("%s broke off", server.client.url)
-            raise _broken() from error
-        if not ended:
-            raise _broken()
+            async with asyncio.timeout(None if last else min(self.patience.timeout, FIRST_BYTE_SECONDS)):
+                return await server.open(path, body)
+        except TimeoutError:
+            error: Failed | Rejected = Failed(f"{server.client.url} is silent", "is it overloaded?", silent=True)
+        except asyncio.CancelledError:
+            if time.monotonic() - began > _SILENCE:  # whoever asked has lost patience
+                server.tire(0.0)
+            raise
+        except (Failed, Rejected) as found:
+            if isinstance(found, Rejected) and found.status not in (401, 402, 403, 404):
+                raise
+            error = found
+        server.warn("an upstream failed", error.status)
+        # one that hangs costs the next request as much again
+        server.tire(max(error.wait if isinstance(error, Failed) else 0.0, time.monotonic() - began))
+        raise error
 
 
 def _broken() -> Refusal:
@@ -206,7 +302,7 @@ def _broken() -> Refusal:
 def _refused(error: Failed | Rejected) -> Refusal:
     """Return what a client is told; addresses of servers are no business of theirs."""
     if isinstance(error, Rejected):
-        if error.status in (401, 403):
+        if error.status in (401, 402, 403):
             return Refusal(
                 "the upstream refuses the gateway's key: whoever runs it should check --upstream-key-env", 502,
                 "upstream_key",
@@ -222,33 +318,3 @@ def _refused(error: Failed | Rejected) -> Refusal:
         return Refusal("the upstream kept silent for too long: try again later", 504, "upstream_timeout")
     told = f"the upstream failed with status {error.status}" if error.status else "no upstream can be reached"
     return Refusal(f"{told}: try again later", 502, "upstream_failed", retry_after=error.wait or None)
-
-
-async def listed(urls: Sequence[str], key_variable: str, patience: Patience) -> list[Mapping[str, Any]]:
-    """Return what the first server lists under ``/models``.
-
-    Args:
-        urls: as for `Upstreams`.
-        key_variable: likewise.
-        patience: likewise.
-
-    Raises:
-        ThriftyError: it lists nothing; the message names the fix.
-    """
-    client = Client(urls[0].partition("#")[0], key_variable, patience)
-    try:
-        found, _ = await client.fetch("GET", "/models", None, _models, retries=0)
-    except Unreachable as error:
-        raise ThriftyError(f"{error}; or name the model with --upstream-model") from error
-    finally:
-        await client.aclose()
-    if not found:
-        raise ThriftyError(f"{client.url} lists no model: name it with --upstream-model")
-    return found
-
-
-def _models(payload: Any) -> list[Mapping[str, Any]]:
-    data = payload.get("data") if isinstance(payload, dict) else None
-    if not isinstance(data, list):
-        raise ValueError("no list of models")
-    return [m for m in data if isinstance(m, dict) and isinstance(m.get("id"), str) and m["id"].isprintable()]

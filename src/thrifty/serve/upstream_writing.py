@@ -35,7 +35,6 @@ class Writing:
     Args:
         upstreams: which write it.
         order: what they are to write.
-        learned: what is known of the model; more may be learned.
         emit: told what can be shown, in order.
 
     Attributes:
@@ -46,18 +45,18 @@ class Writing:
         estimated: whether some of it had to be estimated.
     """
 
-    def __init__(self, upstreams: Upstreams, order: Order, learned: Learned, emit: Callable[[Piece], None]) -> None:
-        self._upstreams, self.order, self._learned, self._emit = upstreams, order, learned, emit
+    def __init__(self, upstreams: Upstreams, order: Order, emit: Callable[[Piece], None]) -> None:
+        self._upstreams, self.order, self._learned, self._emit = upstreams, order, Learned(), emit
         self.finishing = self.begun = self.estimated = False
         self.usage, self.prompt_tokens = Usage(), 0
         self._texts: dict[Channel, list[str]] = {"thinking": [], "answer": []}
         self._phase: Channel = "answer"
-        self._stop = StopFilter(() if order.thought_only else order.stop)
+        self._stop = StopFilter(())
         self._closed_by: str | None = "prompt"
         self._notes: dict[str, Any] = {}
         self._line = self._recent = ""
         self._unchecked = 0
-        self._answering = False
+        self._answering = self._leading = False
         self._near: str | None = None
         self._ended: str | None = None
         self._call = Call()
@@ -73,15 +72,16 @@ class Writing:
         """
         order = self.order
         nothing = next((name for name, budget in order.budgets.items() if budget == 0), None)
-        if nothing and order.styles[0] == "prefill":
+        if nothing and order.thought is None and order.styles[0] == "prefill":
             reason = await self._answer(nothing)
         else:
-            opened = order.opened if order.opened is not None else self._learned.opened
-            reason = await self._read(order.body(), Splitter(bool(opened), markers=False), first=opened is None)
-            unanswered = not self._text("answer").strip()
-            lost = unanswered and reason != "stop string" and (self._text("thinking") or reason != "stop")
-            if lost and reason == "stop" and opened and self._closed_by is None:
-                self._learned.opened = None  # it had not thought at all
+            reason = await self._behind_thought() or await self._read(order.body())
+            call, unanswered = self._call, not self._text("answer").strip()
+            thought = order.thought is not None or self._text("thinking")
+            # a raw prompt may well be gone on from with nothing
+            lost = unanswered and reason != "stop string" and (thought or (reason != "stop" and order.prompt is None))
+            alone = call.splitter.opened_by == "prompt" and self._closed_by is None and not call.reasoned
+            if lost and reason == "stop" and alone:  # it had not thought at all
                 self._closed_by = "prompt"
                 self.usage.answer, self.usage.thinking = self.usage.answer + self.usage.thinking, 0
                 self._show("answer", self._text("thinking"))
@@ -90,10 +90,29 @@ class Writing:
         self._show("answer", "", last=True)
         return self._trace(reason)
 
+    async def _behind_thought(self) -> str | None:
+        """Have a given thought gone on from, where the server lets it; return why that ended, None if it does not."""
+        thought = self.order.thought
+        if thought:
+            self._emit(Piece("thinking", thought))
+        if thought is None or self.order.styles[0] != "prefill":
+            return None
+        try:
+            return await self._read(self.order.answer_body("prefill", thought, None), behind=True)
+        except Refusal as error:
+            if not self._may_ask_otherwise(error):
+                raise
+            return None
+
+    def _may_ask_otherwise(self, error: Refusal) -> bool:
+        """Tell whether another form of a call may be answered; some servers fail on a prefill, others refuse it."""
+        return error.status not in (429, 504) and not self._text("answer").strip()
+
     def _trace(self, reason: str) -> Trace:
         texts = [("thinking", self._text("thinking")), ("answer", self._text("answer"))]
-        segments = [Segment(phase, phase, text) for phase, text in texts if text]  # type: ignore[arg-type]  # literals
-        reasons = {"length": "max_tokens", "loop": "loop", "stop string": "stop"}
+        segments = [Segment("injected", "thinking", self.order.thought)] if self.order.thought else []
+        segments += [Segment(phase, phase, text) for phase, text in texts if text]  # type: ignore[arg-type]  # literals
+        reasons = {"length": "max_tokens", "limit": "max_tokens", "loop": "loop", "stop string": "stop"}
         return Trace(
             problem_id="", method="", sample=0, seed=0, segments=segments, stop_reason=reasons.get(reason, "eos"),
             closed_by=self._closed_by, usage=self.usage, events=self._notes,
@@ -114,12 +133,12 @@ class Writing:
             room = None
             if self.order.limit is not None:
                 room = max(self.order.limit - spent, min(self.order.reserve, MOST_EXTRA), 1)
-            splitter = Splitter(bool(self._learned.opened) and style == "quote", markers=False)
             try:
-                body = self.order.answer_body(style, self._text("thinking"), room)
-                reason = await self._read(body, splitter, behind=style == "prefill")
+                thought = "\n".join(filter(None, (self.order.thought, self._text("thinking"))))
+                body = self.order.answer_body(style, thought, room)
+                reason = await self._read(body, behind=style == "prefill")
             except Refusal as error:
-                if error.status != 400 or style == self.order.styles[-1]:
+                if style == self.order.styles[-1] or not self._may_ask_otherwise(error):
                     raise
                 continue
             if self._text("answer").strip():
@@ -134,45 +153,63 @@ class Writing:
                 "no_answer",
             )
         self._notes["answered_by"] = "last line of the thinking"
+        self._stop = StopFilter(())  # this is all there is, even where the client wants to stop at it
         self._show("answer", lines[-1].strip())
         return "length"
 
-    async def _read(
-        self, body: Mapping[str, Any], splitter: Splitter, first: bool = False, behind: bool = False
-    ) -> str:
+    async def _read(self, body: Mapping[str, Any], behind: bool = False) -> str:
         """Read a stream until it ends or has to end; return why it did.
 
         Args:
             body: of the request.
-            splitter: tells thinking from answer where the server does not.
-            first: whether it is unknown who opens think blocks, so that text is held back until that shows.
             behind: whether it goes on behind a closed block, so that there is nothing but answer.
         """
         asked = sum(len(m["content"]) for m in body.get("messages", ())) + len(body.get("prompt", ""))
-        call = self._call = Call(splitter, asked, held=[] if first else None, behind=behind)
+        call = self._call = Call(asked=asked, behind=behind)
         cut: str | None = None
-        taken = False
-        self._phase = "thinking" if splitter.closed_by is None else "answer"
+        taken = complete = False
         try:
-            async with self._upstreams.stream(self.order.path, body) as deltas:
+            async with self._upstreams.stream(self.order.path, body) as incoming:
                 self.begun = taken = True
-                async for delta in deltas:
+                self._begin(incoming.learned)
+                async for delta in incoming:
                     self._take(delta)
                     if cut := self._due():
                         break
             if cut is None:
                 self._rest()
+                complete = True
         finally:
             if taken:
-                self._count(cut is None)
-        if not self._answering and splitter.closed_by != "prompt":
+                self._count(complete)
+        if not self._answering and call.splitter.closed_by != "prompt":
             unclosed = call.reasoned and not self._text("answer").strip()
-            self._closed_by = None if unclosed else splitter.closed_by
+            self._closed_by = None if unclosed else call.splitter.closed_by
         return cut or ("length" if call.finish == "length" else "stop")
+
+    def _begin(self, learned: Learned) -> None:
+        """Get ready for what the server that answers is known to send."""
+        call, self._learned = self._call, learned
+        known = self.order.opened is not None
+        opened = self.order.opened if known else learned.opened
+        if call.behind or self._answering:
+            opened = bool(opened) and not call.behind and not known
+        else:
+            call.teaches = not known
+        call.held = [] if opened is None else None  # until it shows who opens think blocks
+        call.splitter = Splitter(bool(opened), markers=False, format=self.order.think)
+        self._phase = "thinking" if opened else "answer"
+        # no attempt is to answer for another one
+        self._leading = call.behind or self._answering
+        self._stop = StopFilter(() if self.order.thought_only else self.order.stop)
 
     def _take(self, delta: Delta) -> None:
         call = self._call
-        call.told, call.finish = delta.usage or call.told, delta.finish or call.finish
+        call.finish = delta.finish or call.finish
+        if delta.thought or delta.text:
+            call.since += 1
+        if delta.usage:
+            call.tell(delta.usage)
         if delta.thought and call.behind:
             if self._learned.misplaced:
                 self._show("answer", delta.thought)
@@ -181,10 +218,14 @@ class Writing:
                 call.weigh("answer", delta.thought)
         elif delta.thought:
             self._resolve("answer")
-            call.reasoned = True
-            call.splitter.reasoned()
+            if not call.reasoned:
+                call.reasoned, call.teaches = True, False
+                call.splitter.reasoned()
+                self._learned.opened = False
             self._show("thinking", delta.thought)
         if delta.text:
+            if call.behind and self._learned.misplaced and delta.text.strip():
+                self._learned.misplaced = False
             self._split(delta.text)
         if delta.thought or delta.text:
             call.deltas[self._phase] += 1
@@ -193,8 +234,8 @@ class Writing:
         call, splitter = self._call, self._call.splitter
         for phase, piece in splitter.feed(text, last):
             if phase == "thinking":
-                if splitter.opened_by == "prompt":
-                    self._learned.opened = True
+                if splitter.opened_by == "model" or splitter.closed_by == "model":
+                    self._teach(splitter.opened_by == "prompt")
                 self._resolve("thinking" if splitter.opened_by == "prompt" else "answer")
                 self._show("thinking", piece)
             elif call.held is not None:
@@ -208,18 +249,24 @@ class Writing:
         """Show what was held back, now that it is known what it is."""
         held, self._call.held = self._call.held, None
         if held is not None:
-            self._learned.opened = channel == "thinking"
             if channel == "thinking":
                 self._call.deltas.update(thinking=self._call.deltas["answer"], answer=0)
             self._show(channel, "".join(held))
+
+    def _teach(self, opened: bool) -> None:
+        if self._call.teaches:
+            self._call.teaches = False
+            self._learned.see(opened)
 
     def _rest(self) -> None:
         """Show what is left at the end of a stream."""
         call = self._call
         self._split("", last=True)
+        if call.finish != "length" and any(call.deltas.values()):
+            self._teach(opened=False)  # there was no marker
         self._resolve("answer")
         if call.late and not self._text("answer").strip():
-            self._learned.misplaced = True
+            self._learned.misplaced |= call.finish == "stop"
             self._show("answer", "".join(call.late), weigh=False)
         self._show("answer", "", last=True)
 
@@ -233,6 +280,9 @@ class Writing:
         if text:
             self._recent = (self._recent + text)[-_RECENT:]
             self._unchecked += len(text)
+        if channel == "answer" and self._leading:
+            text = text.lstrip()
+            self._leading = not text
         if channel == "answer":
             text = self._stop.feed(text, last)
         if text:
@@ -292,13 +342,18 @@ class Writing:
         """Add a call to the account."""
         call, learned = self._call, self._learned
         characters = call.characters
-        written = call.told.get("completion_tokens")
-        if complete and isinstance(written, int) and 0 < written <= sum(characters.values()):
-            learned.characters_per_token = sum(characters.values()) / written
+        told, written = call.told, call.written(learned)
+        exact = call.counted > 0 and (complete or not call.since)
+        if exact:
+            written = call.counted
+        elif sum(characters.values()):  # the count is not of all that came
+            told = {name: count for name, count in told.items() if name != "completion_tokens"}
+        if exact and complete and written <= sum(characters.values()):
+            learned.weigh(sum(characters.values()), written)
         # servers that send each token by itself tell the shares of thinking and answer exactly
-        single = isinstance(written, int) and 0.8 * written <= sum(call.deltas.values()) <= written
+        single = exact and 0.8 * written <= sum(call.deltas.values()) <= written
         shares = call.deltas if single else characters
-        usage, marks = account(call.told, call.asked, shares["thinking"], shares["answer"], call.written(learned))
+        usage, marks = account(told, call.asked, shares["thinking"], shares["answer"], written)
         self.estimated |= bool(marks)
         self._notes |= marks
         if not self._answering or not self.prompt_tokens:

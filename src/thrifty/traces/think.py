@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from thrifty.errors import ThriftyError, UnknownName
 from thrifty.traces.tokens import Automaton
@@ -57,7 +58,8 @@ THINK_FORMATS = {
 CLOSERS = tuple(f.close for f in THINK_FORMATS.values() if f.thinks)
 MARKERS = (*CLOSERS, *(f.open for f in THINK_FORMATS.values() if f.thinks))
 """What the known formats begin and end their thinking with."""
-_MARKER = re.compile("|".join(map(re.escape, MARKERS)))
+_MOST_BLANKS = 256
+"""That are held back because a think block may begin behind them."""
 
 
 def think_format(name: str) -> ThinkFormat:
@@ -191,6 +193,27 @@ class PhaseTracker:
         return found
 
 
+class _Signs:
+    """What tells markers from other text in pieces."""
+
+    def __init__(self, markers: Iterable[str]) -> None:
+        longest_first = sorted(markers, key=len, reverse=True)
+        self.find = re.compile("|".join(map(re.escape, longest_first)) or "(?!)").search
+        self._beginnings = frozenset(marker[:size] for marker in longest_first for size in range(1, len(marker)))
+        self._firsts = re.compile("|".join({re.escape(marker[0]) for marker in longest_first}) or "(?!)").finditer
+        self._longest = max(map(len, self._beginnings), default=0)
+
+    def unsure(self, text: str) -> int:
+        """Return how many characters at the end of a text may be the beginning of a marker."""
+        for match in self._firsts(text, max(len(text) - self._longest, 0)):
+            if text[match.start() :] in self._beginnings:
+                return len(text) - match.start()
+        return 0
+
+
+_known_signs = cache(lambda *more: _Signs({*MARKERS, *more}))
+
+
 class MarkerFilter:
     """Take the think markers out of a text that comes in pieces, and the blanks behind each of them.
 
@@ -203,10 +226,7 @@ class MarkerFilter:
 
     def __init__(self, format: ThinkFormat, behind: bool = False) -> None:
         found = {format.open, format.close, format.force_open.strip(), format.force_close.strip()} - {""}
-        self._markers = sorted(found, key=len, reverse=True)
-        self._pattern = re.compile("|".join(map(re.escape, self._markers)) or "(?!)")
-        self._beginnings = {marker[:size] for marker in found for size in range(1, len(marker))}
-        self._longest = max(map(len, self._beginnings), default=0)
+        self._signs = _Signs(found)
         self._held: list[tuple[Phase, str]] = []
         self._behind = behind
 
@@ -229,14 +249,12 @@ class MarkerFilter:
         self._held.append((phase, text))
         whole = "".join(text for _, text in self._held)
         shown: list[tuple[Phase, str]] = []
-        while match := self._pattern.search(whole):
+        while match := self._signs.find(whole):
             shown += self._take(match.start())
             self._drop(len(match[0]))
             whole = whole[match.end() :]
             self._behind = True
-        sizes = range(min(self._longest, len(whole)), 0, -1)
-        kept = 0 if last else next((size for size in sizes if whole[-size:] in self._beginnings), 0)
-        return shown + self._take(len(whole) - kept)
+        return shown + self._take(len(whole) - (0 if last else self._signs.unsure(whole)))
 
     def _drop(self, count: int) -> list[tuple[Phase, str]]:
         """Take some characters off what is held."""
@@ -272,13 +290,16 @@ class Splitter:
         opened: whether the prompt has opened a block.
         markers: whether to keep the markers; without them the blanks behind them go, too, and an empty piece of
             thinking stands for each.
+        format: whose markers count beside those of the known formats.
 
     Attributes:
         closed_by: ``model`` if it closed its last block, ``prompt`` while there was none, None within one.
         opened_by: who opened the first block: ``prompt``, ``model``, None while there was none.
     """
 
-    def __init__(self, opened: bool = False, markers: bool = True) -> None:
+    def __init__(self, opened: bool = False, markers: bool = True, format: ThinkFormat | None = None) -> None:
+        own = (format.open, format.close) if format is not None and format.thinks else ()
+        self._signs, self._closers = _known_signs(*own), (*CLOSERS, *own[1:])
         self.closed_by: str | None = None if opened else "prompt"
         self.opened_by: str | None = "prompt" if opened else None
         self._phase: Phase = "thinking" if opened else "answer"
@@ -293,22 +314,22 @@ class Splitter:
         From here a lone closer amid the content is text, and a think block there repeats what was told.
         """
         self._reasoned = True
-        if self.closed_by == "prompt":
-            self.closed_by = "model"
-            self._behind = True
+        if self.closed_by != "model":
+            self._fresh |= self._phase == "thinking"
+            self._phase, self.closed_by, self._behind = "answer", "model", True
 
     def feed(self, text: str, last: bool = False) -> list[tuple[Phase, str]]:
         """Take a piece of text in; return what is certain by now, with its phase."""
         self._held += text
         pieces: list[tuple[Phase, str]] = []
-        while found := _MARKER.search(self._held):
+        while found := self._signs.find(self._held):
             taken, self._held = self._held[: found.end()], self._held[found.end() :]
             phase = self._pass(taken, found.group())
             pieces.append((phase, self._kept(taken, found.group() if phase == "thinking" else "")))
         ready = len(self._held) if last else self._certain()
-        if taken := self._held[:ready]:
-            self._held = self._held[ready:]
-            self._fresh &= self._phase == "answer" and not taken.strip()
+        if ready:
+            taken, self._held = self._held[:ready], self._held[ready:]
+            self._fresh = self._fresh and self._phase == "answer" and not taken.strip()
             pieces.append((self._phase, self._kept(taken)))
         return [(p, t) for p, t in pieces if not (self._reasoned and p == "thinking") and (t or p == "thinking")]
 
@@ -323,7 +344,7 @@ class Splitter:
 
     def _pass(self, taken: str, marker: str) -> Phase:
         """Go past a marker; return the phase of what ends with it."""
-        closer = marker in CLOSERS
+        closer = marker in self._closers
         fresh = self._fresh and not taken[: -len(marker)].strip()
         if self._phase == "thinking" or (closer and (fresh or self.closed_by == "prompt")):
             if closer:
@@ -339,13 +360,9 @@ class Splitter:
 
     def _certain(self) -> int:
         """Return how much of the held text is surely no part of a marker nor the space before one."""
-        certain = len(self._held)
-        for size in range(1, min(certain, max(map(len, MARKERS)) - 1) + 1):
-            if any(marker.startswith(self._held[-size:]) for marker in MARKERS):
-                certain = len(self._held) - size
-        if self._phase == "answer" and self._fresh and not self._held[:certain].strip():
-            return 0
-        return certain
+        certain = len(self._held) - self._signs.unsure(self._held)
+        blank = self._phase == "answer" and self._fresh and not self._held[:certain].strip()
+        return 0 if blank and certain <= _MOST_BLANKS else certain
 
 
 def split_thinking(text: str, format: ThinkFormat, opened: bool = False) -> tuple[str, str | None]:

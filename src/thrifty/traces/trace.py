@@ -117,7 +117,7 @@ class Trace:
         sample: index among the samples of this problem, from 0.
         seed: the seed of the run.
         segments: the response in order, then the side streams.
-        stop_reason: ``eos``, ``stop``, ``max_tokens``, ``context`` or ``loop``.
+        stop_reason: ``eos``, ``stop``, ``max_tokens``, ``context`` or ``loop``; ``failed`` where nothing came.
         closed_by: who ended the thinking: ``model``, the slug of a method, ``limit``, ``loop``,
             ``prompt`` (it was never open); None if it was never closed.
         answer: the extracted final answer, None if there is none.

@@ -6,6 +6,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from thrifty.catalogue import Need
 from thrifty.decoding.flow import Call, Flow, Role, conclude
 from thrifty.decoding.row import Row
 from thrifty.errors import ThriftyError, UnknownName
@@ -20,13 +21,14 @@ from thrifty.methods.shared.helpers import (
     role_of,
     think_block,
 )
-from thrifty.models.base import Job, Model
+from thrifty.methods.shared.relay import thought_of
+from thrifty.models.base import Job, Model, Settings, TextModel
 from thrifty.models.formats import FORMAT_PROMPTS, in_format
 from thrifty.models.torch import TorchModel
 from thrifty.traces.answers import extract_answer
 from thrifty.traces.segments import paragraphs
-from thrifty.traces.think import split_thinking
-from thrifty.traces.trace import Trace
+from thrifty.traces.think import CLOSERS, MARKERS, split_thinking
+from thrifty.traces.trace import Message, Trace
 
 DECLINE = "<STOP>"
 GENERATOR_PROMPT = (
@@ -67,17 +69,21 @@ class ThoughtMani(FlowMethod):
     """Fill the think block with a helper's outline of the solution, or let the model think where the helper declines.
 
     ``events["thoughtmani"]`` tells of each response why the helper declined (``stop``, ``empty``, ``long``,
-    ``always``, or null where its thought was used), and how much the model wrote of its own: tokens, paragraphs and
-    reopened think blocks. Responses whose thinking the outline ended count as ended by ``thoughtmani``. The account's
-    floating-point operations weigh a helper's tokens by its size.
+    ``always``, ``failed`` where its server did, or null where its thought was used), and how much the model wrote of
+    its own: tokens, paragraphs and reopened think blocks. Responses whose thinking the outline ended count as ended by
+    ``thoughtmani``. The account's floating-point operations weigh a helper's tokens by its size.
+
+    A model on a server goes on from the filled block where the server lets a message be continued, else it answers a
+    second message that quotes the thought. Its prompt holds the thought then, so that no limit of tokens is spent.
 
     Source: Thought Manipulation: External Thought Can Be Efficient for Large Reasoning Models, arXiv 2504.13626;
     card ``thoughtmani``. Follows the paper; no code was released. Reconstruction: the wording of the prompt, the
     decline test, greedy helpers and their limit. A thought that leaves no room for the answer counts as too long.
 
     Attributes:
-        helper: name or folder of the model that writes the outline. Empty for the main model itself, its think block
-            left empty; its tokens then count as probes.
+        helper: name or folder of the model that writes the outline; beside a model on a server,
+            ``http://HOST:PORT/v1#MODEL``. Empty for the main model itself, its think block left empty; its tokens then
+            count as probes.
         thought: what stands in the block: ``outline``; ``reasoning``, the helper's own thinking (without a helper,
             that of the model itself); ``empty``; ``none`` as if the helper always declined, which is the plain model.
         format: ask for the helper's reasoning in a format of the embedded models, such as ``short``; empty for none.
@@ -87,6 +93,8 @@ class ThoughtMani(FlowMethod):
     """
 
     slug: ClassVar[str] = "thoughtmani"
+    needs: ClassVar[Need] = Need.TEXT
+    streams: ClassVar[bool] = True
     helper: str = ""
     thought: str = "outline"
     format: str = ""
@@ -108,32 +116,38 @@ class ThoughtMani(FlowMethod):
 
     def check(self, model: Model) -> None:
         super().check(model)
-        if isinstance(model, TorchModel):
-            helper = helper_model(self.helper, model)
-            if self.thought == "reasoning" and not helper.think.thinks:
-                raise ThriftyError(f"thoughtmani: {helper.name!r} has no think blocks: leave out thought=reasoning")
+        helper = helper_model(self.helper, model)
+        if self.thought == "reasoning" and isinstance(helper, TorchModel) and not helper.think.thinks:
+            raise ThriftyError(f"thoughtmani: {helper.name!r} has no think blocks: leave out thought=reasoning")
 
     def flow(self, stage: Stage, job: Job) -> Flow:
-        prompt = stage.render(job)
         thought = yield from self._think(stage, job)
-        declined, prefix = thought.declined, ""
-        if self.thought != "none" and (declined is None or self.on_decline != "native"):
-            text = "" if declined and self.on_decline == "empty" else thought.text
-            prefix = think_block(stage.model, prompt, job.problem.question, text)
+        given: str | None = None
+        if thought.declined is None or (self.on_decline != "native" and thought.declined not in ("always", "failed")):
+            given = "" if thought.declined and self.on_decline == "empty" else thought.text
+        answer = self._over_text if isinstance(stage.model, TextModel) else self._behind_block
+        return (yield from answer(stage, job, thought, given))
+
+    def _over_text(self, stage: Stage, job: Job, thought: _Thought, given: str | None) -> Flow:
+        (row,) = yield [stage.call(messages=job.problem.messages, thought=given, stream=0)]
+        response = row.trace(stage.method)
+        own = "".join(segment.text for segment in response.segments if segment.kind in ("thinking", "answer"))
+        reopened = given is not None and any(segment.kind == "thinking" for segment in response.segments)
+        trace = conclude(row, stage.method, thought.rows, {self.slug: _told(thought, row, own, int(reopened))})
+        if given is not None and trace.closed_by == "prompt":
+            trace.closed_by = self.slug
+        return trace
+
+    def _behind_block(self, stage: Stage, job: Job, thought: _Thought, given: str | None) -> Flow:
+        prompt, prefix = stage.render(job), ""
+        if given is not None:
+            prefix = think_block(stage.model, prompt, job.problem.question, given)
             if self._too_long(stage, prompt, prefix):
-                declined, prefix = "long", ""
+                thought, prefix = replace(thought, declined="long"), ""
         (row,) = yield [stage.call(prompt, prefix=prefix, stream=0)]
-        given = len(stage.model.encode(prefix)) if prefix else 0
-        written = row.text(given)
+        own = row.text(len(stage.model.encode(prefix)) if prefix else 0)
         reopened = row.phases.blocks - 1 if prefix else 0
-        told = {
-            "declined": declined,
-            "helper_tokens": thought.tokens,
-            "own_tokens": row.usage.thinking + row.usage.answer,
-            "own_paragraphs": sum(not span.of(written).isspace() for span in paragraphs(written)),
-            "reopened": reopened,
-        }
-        trace = conclude(row, stage.method, thought.rows, {self.slug: told})
+        trace = conclude(row, stage.method, thought.rows, {self.slug: _told(thought, row, own, reopened)})
         if prefix and not reopened:
             trace.closed_by = self.slug
         elif prefix and trace.closed_by is not None:
@@ -145,29 +159,35 @@ class ThoughtMani(FlowMethod):
             return _Thought(declined="always" if self.thought == "none" else None)
         model = stage.model
         helper = helper_model(self.helper, model)
-        cap = max(1, min(self.cap, stage.settings.max_tokens - stage.settings.reserve - model.close_length))
+        closing = model.close_length if isinstance(model, TorchModel) else 0
+        cap = max(1, min(self.cap, stage.settings.max_tokens - stage.settings.reserve - closing))
         settings = helper_settings(stage.settings, cap)
         *before, question = job.problem.messages
         if self.thought == "outline":
             outline = {**question, "content": f"{GENERATOR_PROMPT}\n\n{question['content']}"}
-            (row,) = yield [replace(ask(helper, [*before, outline], settings), stream=1)]
+            (row,) = yield [replace(ask(helper, [*before, outline], settings), stream=1, optional=True)]
             text = reply_of(row)
         else:
             messages = in_format(job.problem.messages, self.format) if self.format else job.problem.messages
-            calls = [StopBehindThinking()]
-            thinking = settings.with_(answer_reserve=0)
-            (row,) = yield [Call(helper.render(messages), calls, thinking, helper, stream=1)]
-            text, _ = split_thinking(row.text(), helper.think, opened=row.begun.phase == "thinking")
-        tokens = row.usage.thinking + row.usage.answer
-        special = [t.content for t in getattr(model.tokenizer, "added_tokens_decoder", {}).values()]
-        markers = {m for m in (*special, model.think.open, model.think.close) if m}
+            (row,) = yield [replace(_reasoning(helper, messages, settings), stream=1, optional=True)]
+            if isinstance(helper, TorchModel):
+                text, _ = split_thinking(row.text(), helper.think, opened=row.begun.phase == "thinking")
+            else:
+                text = thought_of(row, helper)
+        tokens, rows = row.usage.thinking + row.usage.answer, ((row, role_of(helper, model)),)
+        if row.stopped == "failed":
+            return _Thought("", "failed", tokens, rows)
+        markers = set(MARKERS)
+        if isinstance(model, TorchModel):
+            special = [t.content for t in getattr(model.tokenizer, "added_tokens_decoder", {}).values()]
+            markers = {m for m in (*special, model.think.open, model.think.close) if m}
         if self.on_decline == "ignore":
             markers.add(DECLINE)
         cleaned = clean_thought(text, markers, self.keep_answers)
         # what did not come to an end of its own has reached the cap, the context or a loop
-        unfinished = row.stopped not in ("eos", "thought") or row.closed_by == "loop"
+        unfinished = row.stopped not in ("eos", "thought", "stop") or row.trace("").closed_by == "loop"
         reason = decline_reason(cleaned, cap + 1 if unfinished else tokens, cap)
-        return _Thought(cleaned, reason, tokens, ((row, role_of(helper, model)),))
+        return _Thought(cleaned, reason, tokens, rows)
 
     @staticmethod
     def _too_long(stage: Stage, prompt: str, prefix: str) -> bool:
@@ -175,6 +195,24 @@ class ThoughtMani(FlowMethod):
         model, settings = stage.model, stage.settings
         room = min(settings.max_tokens, model.context_length - len(model.encode_prompt(prompt))) - settings.reserve
         return len(model.encode(prefix)) > max(room, model.close_length + len(model.encode(model.think.force_open)))
+
+
+def _reasoning(helper: TorchModel | TextModel, messages: Sequence[Message], settings: Settings) -> Call:
+    """Return a call for a helper's thinking alone."""
+    if isinstance(helper, TorchModel):
+        return Call(helper.render(messages), [StopBehindThinking()], settings.with_(answer_reserve=0), helper)
+    return Call(settings=settings.with_(stop=CLOSERS), model=helper, messages=messages)
+
+
+def _told(thought: _Thought, row: Row, own: str, reopened: int) -> dict[str, object]:
+    """Return what reports are told of a response, of which the main model has written a text of its own."""
+    return {
+        "declined": thought.declined,
+        "helper_tokens": thought.tokens,
+        "own_tokens": row.usage.thinking + row.usage.answer,
+        "own_paragraphs": sum(not span.of(own).isspace() for span in paragraphs(own)),
+        "reopened": reopened,
+    }
 
 
 def _answer_behind_last_block(trace: Trace) -> None:

@@ -49,6 +49,8 @@ def helper_model(name: str, main: M) -> M:
     """
     if name in ("", main.name):
         return main
+    if isinstance(main, TextModel) and (partner := main.partner(name)) is not None:
+        return partner  # type: ignore[return-value]  # of the kind of the main model
     local = isinstance(main, TorchModel)
     if isinstance(main, TorchModel):
         helper = _loaded(name, str(main.device), str(main.dtype).removeprefix("torch."))

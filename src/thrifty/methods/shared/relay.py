@@ -53,7 +53,7 @@ def partner_model(name: str, main: TorchModel | TextModel) -> TorchModel | TextM
     """
     if isinstance(main, TorchModel) or name in ("", main.name):
         return helper_model(name, main)
-    return _beside_a_server(name)
+    return main.partner(name) or _beside_a_server(name)
 
 
 @functools.cache
