@@ -13,28 +13,29 @@ import itertools
 import json
 import os
 import re
+import socket
 import statistics
 import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlparse
 
 import httpx
 
-from thrifty.methods import get_method
-from thrifty.models import load_model
-from thrifty.models.base import Job, Settings
-from thrifty.models.torch import TorchModel
-from thrifty.serve.shown import Shown
-from thrifty.tasks import load_task
-from thrifty.traces.trace import Problem
+if TYPE_CHECKING:
+    from thrifty.traces.trace import Problem
 
 KEY = "benchmark"
 CHAT = "/v1/chat/completions"
 MOST_BODY = 1 << 16
 PHASES = 4
+SENDERS = 16
+"""Connections that requests to be refused come over."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,15 @@ class Counts:
 
     Attributes:
         responses: complete ones, by client.
-        tokens: that they have.
+        characters: that came within the time of the phase, by client.
+        tokens: that the complete ones have.
         first: seconds until the first text of each.
         wrong: descriptions of responses that are not what they should be.
         refused: statuses of requests that had to be refused.
     """
 
     responses: Counter[int] = field(default_factory=Counter)
+    characters: Counter[int] = field(default_factory=Counter)
     tokens: int = 0
     first: list[float] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
@@ -68,6 +71,13 @@ class Counts:
 
 def offline(args: argparse.Namespace) -> list[Question]:
     """Answer every question without a server."""
+    from thrifty.methods import get_method
+    from thrifty.models import load_model
+    from thrifty.models.base import Job, Settings
+    from thrifty.models.torch import TorchModel
+    from thrifty.serve.shown import Shown
+    from thrifty.tasks import load_task
+
     model = load_model(args.model, dtype=args.dtype)
     assert isinstance(model, TorchModel), "the server runs it itself"
     method = get_method(args.method)
@@ -95,7 +105,9 @@ def body(args: argparse.Namespace, question: Question) -> dict[str, Any]:
     }
 
 
-async def ask(client: httpx.AsyncClient, args: argparse.Namespace, question: Question, me: int, counts: Counts) -> None:
+async def ask(
+    client: httpx.AsyncClient, args: argparse.Namespace, question: Question, me: int, counts: Counts, until: float
+) -> None:
     """Ask a question and compare what comes."""
     told = {"reasoning_content": "", "content": ""}
     began, usage = time.perf_counter(), None
@@ -114,7 +126,9 @@ async def ask(client: httpx.AsyncClient, args: argparse.Namespace, question: Que
             usage = chunk.get("usage") or usage
             for choice in chunk["choices"]:
                 for part in told:
-                    told[part] += choice["delta"].get(part) or ""
+                    text = choice["delta"].get(part) or ""
+                    told[part] += text
+                    counts.characters[me] += len(text) if time.perf_counter() < until else 0
             if first and any(told.values()):
                 counts.first.append(time.perf_counter() - began)
                 first = False
@@ -127,25 +141,57 @@ async def ask(client: httpx.AsyncClient, args: argparse.Namespace, question: Que
         counts.tokens += usage["completion_tokens"]
 
 
-async def refuse(client: httpx.AsyncClient, rate: float, until: float, counts: Counts) -> None:
-    """Send what must be refused, so many a second; who is late catches up, as far as the server lets it."""
-    kinds = itertools.cycle(
-        [
-            ({"authorization": "Bearer wrong", "content-type": "application/json"}, b"{}", 401),
-            ({"content-type": "application/json"}, b" " * (MOST_BODY + 1), 413),
-            ({"content-type": "application/json"}, b"[" * 1000, 400),
-        ]
-    )
-    due = time.perf_counter()
-    while (now := time.perf_counter()) < until:
-        if now < due:
-            await asyncio.sleep(due - now)
-        due += 1 / rate
-        headers, content, status = next(kinds)
-        response = await client.post(CHAT, headers=headers, content=content)
-        counts.refused[response.status_code] += 1
-        if response.status_code != status:
-            counts.wrong.append(f"status {response.status_code} where {status} was due")
+def to_be_refused(address: str) -> list[tuple[bytes, int]]:
+    """Return requests that must be refused, with the status that is due."""
+
+    def request(key: str, content: bytes) -> bytes:
+        head = f"POST {CHAT} HTTP/1.1\r\nhost: {urlparse(address).netloc}\r\nauthorization: Bearer {key}\r\n"
+        head += f"content-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
+        return head.encode() + content
+
+    return [
+        (request("wrong", b"{}"), 401),
+        (request(KEY, b" " * (MOST_BODY + 1)), 413),
+        (request(KEY, b"[" * 999), 400),
+    ]
+
+
+def refuse(address: str, rate: float, until: float) -> Counter[int]:
+    """Send what must be refused over one connection, so often a second; who is late catches up, as far as it can.
+
+    Returns:
+        How often each status came, below zero where another was due.
+    """
+    statuses, place = Counter[int](), urlparse(address)
+    kinds = itertools.cycle(to_be_refused(address))
+    with ExitStack() as stack:
+        line = None
+        began = time.perf_counter()
+        for number in itertools.count():
+            if (now := time.perf_counter()) >= until:
+                break
+            time.sleep(max(0.0, began + number / rate - now))
+            if line is None:
+                line = stack.enter_context(socket.create_connection((place.hostname, place.port)))
+            content, due = next(kinds)
+            line.sendall(content)
+            head, _, body = line.recv(1 << 16).partition(b"\r\n\r\n")
+            length, status = int(re.findall(rb"(?i)content-length: (\d+)", head)[0]), int(head[9:12])
+            while len(body) < length:
+                body += line.recv(1 << 16)
+            statuses[status if status == due else -status] += 1
+            if b"connection: close" in head.lower():
+                stack.close()
+                line = None
+    return statuses
+
+
+def refuse_all(args: argparse.Namespace) -> None:
+    """Send what must be refused, all connections together; the counts of statuses go to stdout."""
+    until = time.perf_counter() + args.seconds
+    with ThreadPoolExecutor(SENDERS) as pool:
+        sent = [pool.submit(refuse, args.refuse, args.rejected / SENDERS, until) for _ in range(SENDERS)]
+        print(json.dumps(sum((one.result() for one in sent), Counter[int]())))
 
 
 async def phase(
@@ -165,19 +211,22 @@ async def phase(
         for number in itertools.count(me):
             if time.perf_counter() >= until:
                 return
-            await ask(client, args, questions[number % len(questions)], me, counts)
+            await ask(client, args, questions[number % len(questions)], me, counts, until)
 
-    async with httpx.AsyncClient(**options) as client, httpx.AsyncClient(**options) as other:
-        jobs = [keep_asking(me) for me in range(args.clients)]
-        senders = 16 if rejected else 0
-        jobs += [refuse(other, rejected / senders, until, counts) for _ in range(senders)]
-        await asyncio.gather(*jobs)
+    command = [sys.executable, __file__, "--refuse", address, "--rejected", str(rejected), "--seconds", str(seconds)]
+    sender = subprocess.Popen(command, stdout=subprocess.PIPE) if rejected else None
+    async with httpx.AsyncClient(**options) as client:
+        await asyncio.gather(*(keep_asking(me) for me in range(args.clients)))
+    if sender is not None:
+        statuses = {int(status): count for status, count in json.loads(sender.communicate()[0]).items()}
+        counts.refused.update({status: count for status, count in statuses.items() if status > 0})
+        counts.wrong += [f"status {-status} where another was due" for status in statuses if status < 0]
     return counts
 
 
 def fairness(counts: Counts, clients: int) -> float:
     """Return Jain's index of what each client got: 1 where all got the same."""
-    got = [counts.responses[me] for me in range(clients)]
+    got = [counts.characters[me] for me in range(clients)]
     return sum(got) ** 2 / (clients * sum(value**2 for value in got)) if any(got) else 0.0
 
 
@@ -188,20 +237,20 @@ async def measure(address: str, args: argparse.Namespace, questions: list[Questi
         "tokens_per_second": round(load.tokens / args.seconds, 1),
         "first_token_median": round(statistics.median(load.first), 4) if load.first else None,
         "fairness": round(fairness(load, args.clients), 4),
-        "fewest_and_most_of_a_client": [pick(load.responses[me] for me in range(args.clients)) for pick in (min, max)],
+        "least_and_most_of_a_client": [pick(load.characters[me] for me in range(args.clients)) for pick in (min, max)],
         "wrong": load.wrong,
     }
-    tokens = {True: 0, False: 0}
+    characters = {True: 0, False: 0}
     refused: Counter[int] = Counter()
     for number in range(PHASES):
         beside = number % 2 == 1
         counts = await phase(address, args, questions, args.seconds / PHASES, args.rejected if beside else 0)
-        tokens[beside] += counts.tokens
+        characters[beside] += sum(counts.characters.values())
         refused += counts.refused
         found["wrong"] += counts.wrong
     found["refused_per_second"] = round(sum(refused.values()) / (args.seconds / 2), 1)
     found["refused"] = dict(refused)
-    found["slowdown_by_refused"] = round(1 - tokens[True] / max(1, tokens[False]), 4)
+    found["slowdown_by_refused"] = round(1 - characters[True] / max(1, characters[False]), 4)
     return found
 
 
@@ -217,7 +266,11 @@ def main() -> int:
     parser.add_argument("--rejected", type=float, default=1000.0, help="requests a second that are to be refused")
     parser.add_argument("--max-tokens", type=int, default=200)
     parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--refuse", default="", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.refuse:
+        refuse_all(args)
+        return 0
     questions = offline(args)
     command = [sys.executable, "-m", "thrifty.cli", "serve", "--model", args.model, "--dtype", args.dtype]
     command += ["--port", "0", "--slots", f"{args.clients}", "--max-body", f"{MOST_BODY}", "--key-env", "THRIFTY_KEYS"]

@@ -22,6 +22,7 @@ from serving import Running, Wordy, serving, until
 
 from thrifty.serve.guard import Door
 from thrifty.serve.openapi import describe
+from thrifty.serve.shapes import encoded, sse
 
 ASKED: dict[str, Any] = {"model": "wordy", "messages": [{"role": "user", "content": "1 + 1"}], "max_tokens": 4}
 CHAT = "/v1/chat/completions"
@@ -188,6 +189,11 @@ def test_pages_of_other_sites_are_kept_out(server: Running) -> None:
     response = server.get("/v1/models", headers={"host": "evil.example:8000"})
     assert response.status_code == 403
     assert "localhost" in error_of(response)["message"]
+
+
+def test_half_a_character_of_a_server_does_not_break_an_answer() -> None:
+    assert encoded({"content": "a\ud800b"}) == b'{"content": "a?b"}'
+    assert sse({"content": "a\ud800b"}) == b'data: {"content":"a?b"}\n\n'
 
 
 def test_an_error_repeats_no_prompt(server: Running) -> None:

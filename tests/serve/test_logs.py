@@ -127,16 +127,15 @@ def test_a_log_that_nobody_reads_holds_nobody_up(
     monkeypatch.setattr(logs, "MOST_LINES", 50)
     monkeypatch.setattr(logs, "LAST_SECONDS", 0.1)
     reading, writing = os.pipe()
-    with open(reading) as reader, open(writing, "w") as writer:
+    with os.fdopen(reading) as reader, os.fdopen(writing, "w") as writer:
         configure(writer)
         (handler,) = logging.getLogger("thrifty").handlers
         while not handler._dropped:  # the pipe is full, and so is the queue
             assert server.get("/v1/models", headers=MINE).status_code == 200
         logs.flush()
-        dropped = handler._dropped
         told = [json.loads(reader.readline())]
         while told[-1]["event"] != "lines were dropped":
             told.append(json.loads(reader.readline()))
-        assert told[-1]["dropped"] == dropped
-        assert [line["event"] for line in told[:-1]] == ["request"] * (len(told) - 1)
+        assert told[-1]["dropped"] >= 1
+        assert {line["event"] for line in told[:-1]} == {"request"}
         configure(log)

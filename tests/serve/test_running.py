@@ -83,8 +83,8 @@ def test_a_request_can_be_named_by_its_client(server: Running) -> None:
 
 def test_of_two_requests_with_one_name_that_come_at_once_one_is_taken(server: Running) -> None:
     body = json.dumps({**ASKED, "stream": True}).encode()
-    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nX-Request-ID: the-same-name\r\n"
-    sent = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nX-Request-ID: the-same-name\r\n"
+    sent = f"{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
     address = urlparse(server.address)
     with contextlib.ExitStack() as stack:
         both = [stack.enter_context(socket.create_connection((address.hostname, address.port))) for _ in range(2)]

@@ -36,7 +36,7 @@ GENERATING = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/response
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 """Where a server without keys may listen."""
 _WITHOUT_BODY = ("GET", "HEAD")
-_DISCARDED = 1 << 16
+_DISCARDED = 1 << 17
 _LOOPBACK = {"localhost", "127.0.0.1", "[::1]"}
 
 

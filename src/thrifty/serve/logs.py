@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-import logging.handlers
-import queue
 import threading
+import time
 import traceback
+from collections import deque
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, TextIO
@@ -15,6 +15,8 @@ from typing import Any, TextIO
 LOGGERS = ("thrifty", "uvicorn", "asyncio")
 MOST_LINES = 10_000
 """That may wait to be written."""
+TOGETHER_SECONDS = 0.05
+"""In which lines are collected."""
 LAST_SECONDS = 5.0
 """That they have to be written when the server ends."""
 
@@ -33,8 +35,8 @@ class JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
-        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        line: dict[str, Any] = {"time": time, "level": record.levelname.lower(), "event": self._event(record)}
+        written = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        line: dict[str, Any] = {"time": written, "level": record.levelname.lower(), "event": self._event(record)}
         line |= getattr(record, "fields", {})
         if record.exc_info and record.exc_info[0] is not None:
             kind, error, place = record.exc_info
@@ -48,46 +50,57 @@ class JsonLines(logging.Formatter):
         return record.getMessage() if self._prompts else str(record.msg).strip()
 
 
-class Queued(logging.handlers.QueueHandler):
+class Queued(logging.Handler):
     """Has a thread write, so that who reads the log slowly, or not at all, does not hold the server up.
 
-    What comes while `MOST_LINES` wait is dropped, and counted in a line of its own.
+    Lines are written together, for to wake a thread costs more than a line. What comes while `MOST_LINES` wait is
+    dropped, and counted in a line of its own.
 
     Args:
-        writer: writes the lines.
+        stream: where to.
     """
 
-    def __init__(self, writer: logging.Handler) -> None:
-        self._waiting: queue.Queue[logging.LogRecord] = queue.Queue(MOST_LINES)
-        super().__init__(self._waiting)
-        self._writer, self._dropped = writer, 0
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+        self._waiting: deque[logging.LogRecord] = deque()
+        self._news = threading.Event()
+        self._dropped = 0
+        self._writing = False
         threading.Thread(target=self._write, name="thrifty-log", daemon=True).start()
 
-    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        """Return the record as it is: it goes to no other process."""
-        return record
-
-    def enqueue(self, record: logging.LogRecord) -> None:
+    def emit(self, record: logging.LogRecord) -> None:
         """Take a record, if there is room."""
-        try:
-            self._waiting.put_nowait(record)
-        except queue.Full:
+        if len(self._waiting) >= MOST_LINES:
             self._dropped += 1
+            return
+        self._waiting.append(record)
+        if not self._news.is_set():
+            self._news.set()
 
     def flush(self) -> None:
         """Wait for what has come to be written, but not for ever."""
-        with self._waiting.all_tasks_done:
-            self._waiting.all_tasks_done.wait_for(lambda: not self._waiting.unfinished_tasks, LAST_SECONDS)
+        end = time.monotonic() + LAST_SECONDS
+        while (self._waiting or self._writing) and time.monotonic() < end:
+            time.sleep(TOGETHER_SECONDS / 5)
 
     def _write(self) -> None:
         while True:
-            record = self._waiting.get()
-            self._writer.handle(record)
-            if self._dropped:
-                dropped, self._dropped = self._dropped, 0
-                fields = {"levelname": "ERROR", "msg": "lines were dropped", "fields": {"dropped": dropped}}
-                self._writer.handle(logging.makeLogRecord(fields))
-            self._waiting.task_done()
+            self._news.wait()
+            time.sleep(TOGETHER_SECONDS)
+            self._news.clear()
+            self._writing = True
+            while records := [self._waiting.popleft() for _ in range(min(len(self._waiting), 1000))]:
+                if self._dropped:
+                    told = {"levelname": "ERROR", "msg": "lines were dropped", "fields": {"dropped": self._dropped}}
+                    self._dropped = 0
+                    records.append(logging.makeLogRecord(told))
+                try:
+                    self._stream.write("".join(self.format(record) + "\n" for record in records))
+                    self._stream.flush()
+                except Exception:  # nobody reads any more: that must not end the thread
+                    self.handleError(records[0])
+            self._writing = False
 
 
 def flush() -> None:
@@ -104,9 +117,8 @@ def configure(stream: TextIO, requests: bool = True, prompts: bool = False) -> N
         requests: whether each request gets a line; what goes wrong gets one in any case.
         prompts: see `JsonLines`.
     """
-    writer = logging.StreamHandler(stream)
-    writer.setFormatter(JsonLines(prompts))
-    handler = Queued(writer)
+    handler = Queued(stream)
+    handler.setFormatter(JsonLines(prompts))
     for name in LOGGERS:
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
