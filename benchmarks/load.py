@@ -1,8 +1,9 @@
 """The gateway under load: ``python benchmarks/load.py --clients 64 --seconds 60``.
 
 Streaming clients ask a server of its own process, each request with a seed of its own. Every response is compared with
-what the same method gives offline for that seed. Then phases alternate, with and without requests beside them that are
-refused (an unknown key, a body that is too large, a broken one), to see what these take from the others.
+what the same method gives offline for that seed. Then the same work is done again and again: alone, beside requests
+that are refused (an unknown key, a body that is too large, a broken one), and beside the same requests to another
+process, which tells what sending them takes of the machine.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from threading import Event
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlparse
 
 import httpx
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
 KEY = "benchmark"
 CHAT = "/v1/chat/completions"
 MOST_BODY = 1 << 16
-PHASES = 4
 SENDERS = 16
 """Connections that requests to be refused come over."""
 
@@ -59,6 +60,8 @@ class Counts:
         first: seconds until the first text of each.
         wrong: descriptions of responses that are not what they should be.
         refused: statuses of requests that had to be refused.
+        seconds: that the phase took.
+        rejected_rate: requests a second that were refused.
     """
 
     responses: Counter[int] = field(default_factory=Counter)
@@ -67,6 +70,8 @@ class Counts:
     first: list[float] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     refused: Counter[int] = field(default_factory=Counter)
+    seconds: float = 0.0
+    rejected_rate: float = 0.0
 
 
 def offline(args: argparse.Namespace) -> list[Question]:
@@ -156,7 +161,7 @@ def to_be_refused(address: str) -> list[tuple[bytes, int]]:
     ]
 
 
-def refuse(address: str, rate: float, until: float) -> Counter[int]:
+def refuse(address: str, rate: float, stop: Event) -> Counter[int]:
     """Send what must be refused over one connection, so often a second; who is late catches up, as far as it can.
 
     Returns:
@@ -168,9 +173,9 @@ def refuse(address: str, rate: float, until: float) -> Counter[int]:
         line = None
         began = time.perf_counter()
         for number in itertools.count():
-            if (now := time.perf_counter()) >= until:
+            time.sleep(max(0.0, began + number / rate - time.perf_counter()))
+            if stop.is_set():
                 break
-            time.sleep(max(0.0, began + number / rate - now))
             if line is None:
                 line = stack.enter_context(socket.create_connection((place.hostname, place.port)))
             content, due = next(kinds)
@@ -186,19 +191,57 @@ def refuse(address: str, rate: float, until: float) -> Counter[int]:
     return statuses
 
 
-def refuse_all(args: argparse.Namespace) -> None:
-    """Send what must be refused, all connections together; the counts of statuses go to stdout."""
-    until = time.perf_counter() + args.seconds
+def refuse_all(address: str, rejected: float) -> None:
+    """Send what must be refused, over all connections, until something stands in stdin; then tell the counts."""
+    stop, began = Event(), time.perf_counter()
     with ThreadPoolExecutor(SENDERS) as pool:
-        sent = [pool.submit(refuse, args.refuse, args.rejected / SENDERS, until) for _ in range(SENDERS)]
-        print(json.dumps(sum((one.result() for one in sent), Counter[int]())))
+        sent = [pool.submit(refuse, address, rejected / SENDERS, stop) for _ in range(SENDERS)]
+        sys.stdin.readline()
+        stop.set()
+        statuses = sum((one.result() for one in sent), Counter[int]())
+    print(json.dumps({**statuses, "rate": statuses.total() / (time.perf_counter() - began)}))
+
+
+class Elsewhere(asyncio.Protocol):
+    """Refuses what has to be refused without looking: what is sent here takes the machine's time, not the gateway's."""
+
+    def __init__(self) -> None:
+        self._read = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._read += data
+        head, end, body = self._read.partition(b"\r\n\r\n")
+        size = int(head.rpartition(b" ")[2]) if end else 0
+        if end and len(body) >= size:
+            self._read = b""
+            status = b"401" if b"Bearer wrong" in head else b"413" if size > MOST_BODY else b"400"
+            self._transport.write(b"HTTP/1.1 %s X\r\ncontent-length: 2\r\n\r\n{}" % status)
+
+
+async def elsewhere() -> None:
+    """Listen, and say where."""
+    server = await asyncio.get_running_loop().create_server(Elsewhere, "127.0.0.1", 0)
+    print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
+    await server.serve_forever()
 
 
 async def phase(
-    address: str, args: argparse.Namespace, questions: list[Question], seconds: float, rejected: float
+    address: str, args: argparse.Namespace, questions: list[Question], seconds: float, each: int, refusing: str = ""
 ) -> Counts:
-    """Ask for some seconds, from many clients at once."""
-    counts, until = Counts(), time.perf_counter() + seconds
+    """Ask from many clients at once.
+
+    Args:
+        address: of the server.
+        args: options.
+        questions: what is asked.
+        seconds: after which no client asks again.
+        each: questions after which a client asks no more.
+        refusing: address of what refuses requests beside them, empty for none.
+    """
+    counts, began = Counts(), time.perf_counter()
     options: dict[str, Any] = {
         "base_url": address,
         "headers": {"authorization": f"Bearer {KEY}"},
@@ -208,17 +251,23 @@ async def phase(
     }
 
     async def keep_asking(me: int) -> None:
-        for number in itertools.count(me):
-            if time.perf_counter() >= until:
-                return
-            await ask(client, args, questions[number % len(questions)], me, counts, until)
+        for number in range(me, me + each):
+            if time.perf_counter() >= began + seconds:
+                break
+            await ask(client, args, questions[number % len(questions)], me, counts, began + seconds)
 
-    command = [sys.executable, __file__, "--refuse", address, "--rejected", str(rejected), "--seconds", str(seconds)]
-    sender = subprocess.Popen(command, stdout=subprocess.PIPE) if rejected else None
+    command = [sys.executable, __file__, "--refuse", refusing, "--rejected", str(args.rejected)]
+    sender = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) if refusing else None
+    if sender is not None:
+        await asyncio.sleep(1)  # so that it has begun
+        began = time.perf_counter()
     async with httpx.AsyncClient(**options) as client:
         await asyncio.gather(*(keep_asking(me) for me in range(args.clients)))
+    counts.seconds = time.perf_counter() - began
     if sender is not None:
-        statuses = {int(status): count for status, count in json.loads(sender.communicate()[0]).items()}
+        told = json.loads(sender.communicate(b"stop")[0])
+        counts.rejected_rate = told.pop("rate")
+        statuses = {int(status): count for status, count in told.items()}
         counts.refused.update({status: count for status, count in statuses.items() if status > 0})
         counts.wrong += [f"status {-status} where another was due" for status in statuses if status < 0]
     return counts
@@ -231,7 +280,7 @@ def fairness(counts: Counts, clients: int) -> float:
 
 
 async def measure(address: str, args: argparse.Namespace, questions: list[Question]) -> dict[str, Any]:
-    load = await phase(address, args, questions, args.seconds, 0)
+    load = await phase(address, args, questions, args.seconds, 10**9)
     found: dict[str, Any] = {
         "responses": sum(load.responses.values()),
         "tokens_per_second": round(load.tokens / args.seconds, 1),
@@ -240,17 +289,26 @@ async def measure(address: str, args: argparse.Namespace, questions: list[Questi
         "least_and_most_of_a_client": [pick(load.characters[me] for me in range(args.clients)) for pick in (min, max)],
         "wrong": load.wrong,
     }
-    characters = {True: 0, False: 0}
-    refused: Counter[int] = Counter()
-    for number in range(PHASES):
-        beside = number % 2 == 1
-        counts = await phase(address, args, questions, args.seconds / PHASES, args.rejected if beside else 0)
-        characters[beside] += sum(counts.characters.values())
-        refused += counts.refused
-        found["wrong"] += counts.wrong
-    found["refused_per_second"] = round(sum(refused.values()) / (args.seconds / 2), 1)
+    with subprocess.Popen([sys.executable, __file__, "--elsewhere"], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        ways = {"alone": "", "elsewhere": other.stdout.readline().strip(), "refused": address}
+        times: dict[str, list[float]] = {way: [] for way in ways}
+        refused, rates = Counter[int](), list[float]()
+        for number in range(args.rounds):
+            for way in ways if number % 2 == 0 else reversed(ways):
+                counts = await phase(address, args, questions, 600, args.each, ways[way])
+                times[way].append(counts.seconds)
+                found["wrong"] += counts.wrong
+                if way == "refused":
+                    refused += counts.refused
+                    rates.append(counts.rejected_rate)
+        other.terminate()
+    found["refused_per_second"] = round(statistics.mean(rates), 1)
     found["refused"] = dict(refused)
-    found["slowdown_by_refused"] = round(1 - characters[True] / max(1, characters[False]), 4)
+    found["seconds"] = {way: [round(seconds, 2) for seconds in its] for way, its in times.items()}
+    median = {way: statistics.median(its) for way, its in times.items()}
+    found["slowdown"] = {way: round(1 - median["alone"] / median[way], 4) for way in ("elsewhere", "refused")}
+    found["slowdown_by_refusing"] = round(1 - median["elsewhere"] / median["refused"], 4)
     return found
 
 
@@ -264,12 +322,17 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--rejected", type=float, default=1000.0, help="requests a second that are to be refused")
+    parser.add_argument("--rounds", type=int, default=4, help="with and without them, of the same work")
+    parser.add_argument("--each", type=int, default=2, help="questions of each client in a round")
     parser.add_argument("--max-tokens", type=int, default=200)
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--refuse", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--elsewhere", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.elsewhere:
+        asyncio.run(elsewhere())
     if args.refuse:
-        refuse_all(args)
+        refuse_all(args.refuse, args.rejected)
         return 0
     questions = offline(args)
     command = [sys.executable, "-m", "thrifty.cli", "serve", "--model", args.model, "--dtype", args.dtype]

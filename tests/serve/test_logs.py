@@ -101,6 +101,16 @@ def test_what_is_asked_all_the_time_is_not_worth_a_line(server: Running, log: io
     assert line["route"] == "/v1/models"
 
 
+def test_strangers_do_not_choose_the_size_of_the_log(
+    server: Running, log: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("thrifty.serve.visits.MOST_REFUSED_LINES", 0)
+    assert [server.get("/v1/models").status_code for _ in range(3)] == [401] * 3
+    assert server.get("/v1/models", headers=MINE).status_code == 200
+    (line,) = lines(log, 1)
+    assert (line["status"], line["unlogged"]) == (200, 3)
+
+
 @pytest.mark.parametrize("prompts", [False, True])
 def test_an_exception_does_not_give_a_prompt_away(log: io.StringIO, prompts: bool) -> None:
     configure(log, prompts=prompts)

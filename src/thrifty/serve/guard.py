@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import functools
 import hashlib
 import json
 import math
@@ -206,6 +207,11 @@ def _password(given: bytes) -> bytes:
         return b""
 
 
+@functools.lru_cache(maxsize=256)  # whoever knocks again and again hears the same
+def _spelled(message: str, status: int, code: str | None, param: str | None) -> bytes:
+    return json.dumps(Refusal(message, status, code, param).body()).encode()
+
+
 async def refuse(
     scope: Scope, send: Send, error: Refusal, close: bool = False, extra: Iterable[tuple[bytes, bytes]] = ()
 ) -> None:
@@ -220,7 +226,8 @@ async def refuse(
     """
     if visit := scope.get("state", {}).get("visit"):
         visit.code = error.code or error.kind
-    body = json.dumps(error.body()).encode()
+    spell = _spelled if len(error.message) < 200 else _spelled.__wrapped__  # long ones quote the client
+    body = spell(error.message, error.status, error.code, error.param)
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *extra]
     if close:
         headers.append((b"connection", b"close"))

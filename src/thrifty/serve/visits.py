@@ -24,6 +24,8 @@ _ROUTES = (
 )
 _POLLED = frozenset({"/healthz", "/metrics", "/status", "/status.json"})
 """Routes that are asked all the time, and not worth a line where all is well."""
+MOST_REFUSED_LINES = 50
+"""Lines a second about requests that were refused before a model was asked: strangers do not choose the log's size."""
 _log = logging.getLogger("thrifty.serve")
 
 
@@ -97,6 +99,7 @@ class Visited:
 
     def __init__(self, app: App, over: Callable[[Visit], None]) -> None:
         self._app, self._over = app, over
+        self._second, self._lines, self._unlogged = 0.0, 0, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -115,8 +118,21 @@ class Visited:
         finally:
             visit.status = visit.status or CLIENT_GONE
             self._over(visit)
-            if visit.route not in _POLLED or visit.status >= 400:
-                _log.info("request", extra={"fields": visit.told()})
+            if self._worth_a_line(visit):
+                unlogged = {"unlogged": self._unlogged} if self._unlogged else {}
+                self._unlogged = 0
+                _log.info("request", extra={"fields": visit.told() | unlogged})
+
+    def _worth_a_line(self, visit: Visit) -> bool:
+        if visit.status < 400:
+            return visit.route not in _POLLED
+        if visit.model:
+            return True
+        if (now := time.monotonic()) - self._second >= 1:
+            self._second, self._lines = now, 0
+        self._lines += 1
+        self._unlogged += self._lines > MOST_REFUSED_LINES
+        return self._lines <= MOST_REFUSED_LINES
 
 
 def _route(path: str) -> str:
