@@ -168,8 +168,8 @@ class LazyEviction(AttentionMethod):
     prompt, whose tokens count as read at step 0 and can be evicted; a budget that is a share is one of the tokens
     read so far, and evicts nothing while it is at most W. ``thrifty tune lazyeviction`` measures W: the 80th
     percentile of MRI with the full cache. It also tells which share of the returns after more than W steps H1 can
-    foresee, which are those within the entry's longest interval so far: where it is small, this method is no better
-    than eviction at random.
+    foresee, which are those within the entry's longest interval so far: where it is small, compare this method with
+    eviction at random.
 
     Attributes:
         budget: B, entries to keep; up to 1 a share of the tokens that the row has read, where 1 keeps everything.
