@@ -13,12 +13,10 @@ import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
-from thrifty.bench.statistics import PerProblem, paired_bootstrap
+from arms import against_full
 from thrifty.decoding.session import Session
 from thrifty.methods import get_method
 from thrifty.models import load_model
@@ -82,28 +80,7 @@ def main() -> None:
                 counts[spec][1] += session.held.rows[0].full
             print(f"text {number} {spec}: {shares[spec][-1]:.1%}", flush=True)
     about = {**vars(args), "traces": args.traces.name}
-    print(json.dumps({"benchmark": "next_token", **about, "arms": arms(shares, counts)}))
-
-
-def arms(shares: dict[str, list[float]], counts: dict[str, list[int]]) -> dict[str, Any]:
-    """Print and return what became of each arm, against full attention; texts are resampled."""
-
-    def tally(spec: str) -> PerProblem:
-        return PerProblem(tokens=np.ones(len(shares[spec])), accuracy=np.array(shares[spec]))
-
-    found: dict[str, Any] = {}
-    for spec in shares:
-        against = paired_bootstrap(tally(spec), tally("full"))
-        low, high = against.accuracy_difference_interval
-        attended, full = counts[spec]
-        found[spec] = {
-            "accuracy": round(float(np.mean(shares[spec])), 4),
-            "difference": round(against.accuracy_difference, 4),
-            "interval": [round(low, 4), round(high, 4)],
-            "attended": round(attended / full, 4) if full else 1.0,
-        }
-        print(f"{spec:<46}{found[spec]['accuracy']:>7.1%} right {found[spec]['attended']:>7.1%} attended")
-    return found
+    print(json.dumps({"benchmark": "next_token", **about, "arms": against_full(shares, counts)}))
 
 
 if __name__ == "__main__":

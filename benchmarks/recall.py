@@ -15,11 +15,8 @@ import json
 import random
 import time
 from collections.abc import Sequence
-from typing import Any
 
-import numpy as np
-
-from thrifty.bench.statistics import PerProblem, paired_bootstrap
+from arms import against_full
 from thrifty.decoding.session import Session
 from thrifty.methods import get_method
 from thrifty.models import load_model
@@ -101,29 +98,7 @@ def main() -> None:
                 counts[spec][1] += sum(row.full for row in session.held.rows)
             spent = time.process_time() - began
             print(f"text {number} {spec}: {sum(right[spec])} of {len(right[spec])}, {spent:.1f} s CPU", flush=True)
-    print(json.dumps({"benchmark": "recall", **vars(args), "context": max(read), "arms": arms(right, counts)}))
-
-
-def arms(right: dict[str, list[bool]], counts: dict[str, list[int]]) -> dict[str, Any]:
-    """Print and return what became of each arm, against full attention."""
-
-    def tally(spec: str) -> PerProblem:
-        found = np.array(right[spec], dtype=float)
-        return PerProblem(tokens=np.ones_like(found), accuracy=found)
-
-    found: dict[str, Any] = {}
-    for spec, its in right.items():
-        against = paired_bootstrap(tally(spec), tally("full"))
-        low, high = against.accuracy_difference_interval
-        attended, full = counts[spec]
-        found[spec] = {
-            "accuracy": round(sum(its) / len(its), 4),
-            "difference": round(against.accuracy_difference, 4),
-            "interval": [round(low, 4), round(high, 4)],
-            "attended": round(attended / full, 4) if full else 1.0,
-        }
-        print(f"{spec:<46}{found[spec]['accuracy']:>7.1%} right {found[spec]['attended']:>7.1%} attended")
-    return found
+    print(json.dumps({"benchmark": "recall", **vars(args), "context": max(read), "arms": against_full(right, counts)}))
 
 
 if __name__ == "__main__":
